@@ -1,0 +1,1 @@
+//! Guest programs and the environment they run in.

@@ -1,0 +1,1 @@
+//! Ordered, page-granular map with Empty, Page and Marker slots.

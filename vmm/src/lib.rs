@@ -1,0 +1,1 @@
+//! A KVM hypervisor that forks running virtual machines.
