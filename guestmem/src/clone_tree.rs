@@ -1,0 +1,249 @@
+//! One clone tree with its memory: the policy of [`tree`](crate::tree), the
+//! frames, and the windows of its leaves, under one lock.
+//!
+//! ```text
+//!   Ram ──┐ claim                 ┌─ Tree     who owns, who sees
+//!   Layer ┴─► CloneTree ─ lock ─► ├─ Arena    frames in the file
+//!                                 └─ Leaf     window, copies, one per VM
+//! ```
+//!
+//! # Order of going
+//!
+//! A frame is given back only when no window can show it. So when the last
+//! claim on a leaf goes, its window is unmapped first (without the lock, as it
+//! may take long), then its list is emptied, then ancestors collapse.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pagelist::{PageList, SlotRef};
+
+use crate::error::MemoryError;
+use crate::frame::{Arena, FrameSet};
+use crate::layout::RamLayout;
+use crate::settle::{read_back_layers, reconcile, settle_leaf};
+use crate::stats::TreeStats;
+use crate::sys::pagemap::Pagemap;
+use crate::tree::{NodeId, Reading, Role, Tree, Viewers};
+use crate::window::Window;
+
+/// Mappings that one window may be made of.
+pub(crate) const MAP_BUDGET: usize = 512;
+
+/// A clone tree: the RAM of a VM and of everything forked from it.
+#[derive(Debug)]
+pub struct CloneTree {
+    layout: RamLayout,
+    pagemap: Pagemap,
+    state: Mutex<State>,
+}
+
+/// What the lock protects.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) tree: Tree,
+    pub(crate) arena: Arena,
+    /// One for every leaf whose window is mapped.
+    pub(crate) leaves: BTreeMap<NodeId, Leaf>,
+}
+
+/// What there is of a leaf besides its list.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    pub(crate) window: Arc<Window>,
+    /// Private pages of the window that hold what lies *below* the leaf:
+    /// copied into a layer, from a layer, or back at a reset. Markers; a page
+    /// among them may have been written since, which settling finds out.
+    pub(crate) copies: PageList,
+    /// Markers on pages under which fresh anonymous memory has been mapped.
+    pub(crate) overlaid: PageList,
+    /// Mappings that made for `overlaid`.
+    pub(crate) nr_overlays: usize,
+}
+
+impl Leaf {
+    pub(crate) fn new(window: Arc<Window>) -> Self {
+        Self {
+            window,
+            copies: PageList::new(),
+            overlaid: PageList::new(),
+            nr_overlays: 0,
+        }
+    }
+
+    /// Copies that still are copies, now that `id`, this leaf, is settled.
+    pub(crate) fn live_copies(&self, state: &State, id: NodeId) -> u64 {
+        let list = &state.tree.node(id).list;
+        let copies = self.copies.iter();
+        copies
+            .filter(|(offset, _)| list.get(*offset) == SlotRef::Empty)
+            .count() as u64
+    }
+}
+
+impl CloneTree {
+    pub(crate) fn new(
+        layout: RamLayout,
+        reading: Reading,
+    ) -> Result<(Arc<Self>, NodeId), MemoryError> {
+        let pagemap = Pagemap::open()
+            .map_err(|source| MemoryError::os("open /proc/self/pagemap", 0, source))?;
+        let arena = Arena::new(layout.nr_pages())?;
+        let (tree, root) = Tree::new(layout.nr_pages(), reading);
+        let state = Mutex::new(State {
+            tree,
+            arena,
+            leaves: BTreeMap::new(),
+        });
+        let tree = Arc::new(Self {
+            layout,
+            pagemap,
+            state,
+        });
+        Ok((tree, root))
+    }
+
+    /// How the RAM of every VM in the tree is laid out.
+    pub fn layout(&self) -> RamLayout {
+        self.layout
+    }
+
+    /// The lock. A panic while it was held poisons nothing that matters more
+    /// than the other VMs going on.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn pagemap(&self) -> &Pagemap {
+        &self.pagemap
+    }
+
+    /// Reads back what the kernel did to every VM of the tree, and adds up who
+    /// owns and who sees what. Exact for VMs that are paused; of a running one
+    /// it is what had happened when it was looked at.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked, or there is no memory to note the answer.
+    pub fn stats(&self) -> Result<TreeStats, MemoryError> {
+        let mut state = self.lock();
+        state.settle_all(&self.pagemap)?;
+        TreeStats::collect(&state)
+    }
+
+    /// Settles every VM and gives back every frame that nobody can see: pages
+    /// of layers that all children have covered, each for itself, and zero
+    /// pages. Returns how many frames went.
+    ///
+    /// # Errors
+    /// As [`stats`](Self::stats).
+    pub fn reclaim(&self) -> Result<u64, MemoryError> {
+        let mut state = self.lock();
+        state.settle_all(&self.pagemap)?;
+        let before = state.arena.committed_pages()?;
+        let mut freed = FrameSet::default();
+        Viewers::count(&state.tree).reclaim(&mut state.tree, &mut freed);
+        state.arena.free(freed);
+        Ok(before.saturating_sub(state.arena.committed_pages()?))
+    }
+
+    /// Verifies what must hold between the lists, the frames and the kernel's
+    /// count of them. For tests, after the VMs have been paused.
+    ///
+    /// # Panics
+    /// If something does not hold.
+    pub fn check_invariants(&self) {
+        let mut state = self.lock();
+        state.settle_all(&self.pagemap).expect("settling");
+        state.tree.check_invariants();
+        let listed = state.listed_file_pages();
+        let committed = state.arena.committed_pages().expect("fstat");
+        assert_eq!(listed, committed, "file pages listed against committed");
+        assert_eq!(
+            state.leaves.len(),
+            state
+                .tree
+                .ids()
+                .filter(|id| state.tree.node(*id).role() == Role::Leaf)
+                .count(),
+            "every leaf has a window"
+        );
+    }
+}
+
+impl State {
+    /// Settles every leaf and every layer.
+    pub(crate) fn settle_all(&mut self, pagemap: &Pagemap) -> Result<(), MemoryError> {
+        read_back_layers(self, Reading::Exact)?;
+        let leaves: Vec<_> = self.leaves.keys().copied().collect();
+        for leaf in leaves {
+            settle_leaf(self, pagemap, leaf)?;
+        }
+        reconcile(self)
+    }
+
+    /// File pages that some list holds.
+    pub(crate) fn listed_file_pages(&self) -> u64 {
+        self.tree.ids().map(|id| self.tree.file_pages_of(id)).sum()
+    }
+
+    /// Takes a leaf whose window is gone out of the tree.
+    fn remove_leaf(&mut self, leaf: NodeId) -> Result<(), MemoryError> {
+        read_back_layers(self, Reading::Listed)?;
+        let mut freed = FrameSet::default();
+        self.tree.remove_leaf(leaf, &mut freed);
+        self.arena.free(freed);
+        Ok(())
+    }
+
+    fn release_layer(&mut self, layer: NodeId) -> Result<(), MemoryError> {
+        read_back_layers(self, Reading::Listed)?;
+        let mut freed = FrameSet::default();
+        self.tree.release(layer, &mut freed);
+        self.arena.free(freed);
+        Ok(())
+    }
+}
+
+/// A claim on a leaf: whoever may still touch its window holds one.
+#[derive(Debug)]
+pub(crate) struct LeafClaim {
+    pub(crate) tree: Arc<CloneTree>,
+    pub(crate) leaf: NodeId,
+}
+
+impl Drop for LeafClaim {
+    fn drop(&mut self) {
+        let window = self.tree.lock().leaves.remove(&self.leaf);
+        drop(window); // unmaps, which may take long, so not under the lock
+        if let Err(error) = self.tree.lock().remove_leaf(self.leaf) {
+            // Its frames stay until the whole tree goes.
+            log::error!("a dropped VM's frames cannot be given back now: {error}");
+        }
+    }
+}
+
+/// A claim on a layer: a snapshot holds one.
+#[derive(Debug)]
+pub(crate) struct LayerClaim {
+    pub(crate) tree: Arc<CloneTree>,
+    pub(crate) layer: NodeId,
+}
+
+impl LayerClaim {
+    /// Takes hold of `layer`; `state` is the tree's, locked.
+    pub(crate) fn new(tree: &Arc<CloneTree>, state: &mut State, layer: NodeId) -> Self {
+        state.tree.retain(layer);
+        Self {
+            tree: Arc::clone(tree),
+            layer,
+        }
+    }
+}
+
+impl Drop for LayerClaim {
+    fn drop(&mut self) {
+        if let Err(error) = self.tree.lock().release_layer(self.layer) {
+            log::error!("a dropped snapshot's frames cannot be given back now: {error}");
+        }
+    }
+}

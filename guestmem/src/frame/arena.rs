@@ -1,0 +1,112 @@
+//! The frames of one clone tree: a sparse memfd, its numbers, and a view of it.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::{FIRST_PRIVATE, FrameNumbers, FrameSet};
+use crate::error::MemoryError;
+use crate::layout::PAGE_SIZE;
+use crate::sys::mapping::View;
+use crate::sys::memfd::Memfd;
+use crate::sys::page::Page;
+
+/// File pages a tree has room for, as a multiple of its root's. Only address
+/// space is spent on them; the host's memory ends first.
+const ROOM_PER_ROOT: u64 = 16;
+/// …and at least this many (64 GiB).
+const LEAST_ROOM: u64 = 16 << 20;
+
+/// Frames of one clone tree; see [`frame`](super).
+#[derive(Debug)]
+pub(crate) struct Arena {
+    numbers: FrameNumbers,
+    view: View,
+    file: Memfd,
+}
+
+impl Arena {
+    /// An empty arena for a tree whose root has `root_pages`.
+    pub(crate) fn new(root_pages: u64) -> Result<Self, MemoryError> {
+        let most = u64::from(FIRST_PRIVATE);
+        if root_pages > most / 2 {
+            return Err(MemoryError::TooManyPages {
+                wanted: root_pages,
+                most: most / 2,
+            });
+        }
+        let nr_pages = (root_pages * ROOM_PER_ROOT).clamp(LEAST_ROOM, most);
+        let file = Memfd::new("guest-ram", nr_pages)
+            .map_err(|source| MemoryError::os("create a memfd for guest RAM", nr_pages, source))?;
+        let view = View::new(file.as_fd(), nr_pages * PAGE_SIZE)
+            .map_err(|source| MemoryError::os("map a view of guest RAM", nr_pages, source))?;
+        Ok(Self {
+            numbers: FrameNumbers::new(root_pages, nr_pages),
+            view,
+            file,
+        })
+    }
+
+    /// The file pages of root RAM.
+    pub(crate) fn root(&self) -> Range<u64> {
+        self.numbers.root()
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// A committed file page, for reading.
+    pub(crate) fn page(&self, file_page: u64) -> Page<'_> {
+        self.view.page(file_page * PAGE_SIZE)
+    }
+
+    /// Copies `sources` into new frames, packed in order, and returns their
+    /// file pages. On an error nothing has changed.
+    pub(crate) fn store(&mut self, sources: &[Page<'_>]) -> Result<Range<u64>, MemoryError> {
+        let count = sources.len() as u64;
+        if count == 0 {
+            return Ok(0..0);
+        }
+        let pages = self
+            .numbers
+            .take(count)
+            .ok_or(MemoryError::OutOfFrames { wanted: count })?;
+        match self.file.write_pages(pages.start, sources) {
+            Ok(()) => Ok(pages),
+            Err(source) => {
+                self.free_run(pages);
+                Err(MemoryError::os("copy pages into a layer", count, source))
+            }
+        }
+    }
+
+    /// Gives frames back to the host. Nothing may be able to see them.
+    pub(crate) fn free(&mut self, frames: FrameSet) {
+        for run in frames.into_runs() {
+            self.free_run(run);
+        }
+    }
+
+    fn free_run(&mut self, run: Range<u64>) {
+        match self.file.punch(run.clone()) {
+            Ok(()) => self.numbers.give_back(run),
+            // Nothing the caller could do. The numbers stay taken, so that
+            // the old contents are never mistaken for somebody's.
+            Err(error) => log::error!("cannot give file pages {run:?} back: {error}"),
+        }
+    }
+
+    /// Pages the kernel says the file has.
+    pub(crate) fn committed_pages(&self) -> Result<u64, MemoryError> {
+        let stat = |source| MemoryError::os("count committed pages", 0, source);
+        self.file.committed_pages().map_err(stat)
+    }
+
+    /// The committed stretches of root RAM.
+    pub(crate) fn root_data(&self) -> Result<Vec<Range<u64>>, MemoryError> {
+        let root = self.root();
+        let seek = |source: io::Error| MemoryError::os("find committed pages", root.end, source);
+        self.file.data(root.clone()).map_err(seek)
+    }
+}

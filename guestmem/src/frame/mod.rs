@@ -1,0 +1,25 @@
+//! Frames: where page contents live, and the numbers that name them.
+//!
+//! ```text
+//!  frame number   0 ............ root RAM ............ n │ n .. packed layers .. 2^29 │ 2^29 + page
+//!  lives in       the tree's memfd, page i of RAM        │ the tree's memfd,          │ the window of the
+//!                 at file page i                         │ next free pages            │ one leaf, at `page`
+//! ```
+//!
+//! Every clone tree has one sparse memfd. Its first pages are the root's RAM,
+//! each at its own offset, so that a whole VM is one mapping and stays one
+//! while it is forked. Layers frozen from forks hold few pages; theirs are
+//! packed one after the other behind it, so neighbours in a VM's RAM remain
+//! neighbours in the file and still map as one run. One file for a whole tree
+//! (instead of one a layer) means that depth costs no file descriptors and
+//! that a frame keeps its number when layers merge.
+//!
+//! A page that a guest has written privately has no place in the file: it
+//! belongs to that VM's window. Its number is its page index in the upper
+//! half of the number space, so that runs of them coalesce like others.
+
+mod arena;
+mod numbers;
+
+pub(crate) use arena::Arena;
+pub(crate) use numbers::{FIRST_PRIVATE, FrameHome, FrameNumbers, FrameSet, home, private_frame};

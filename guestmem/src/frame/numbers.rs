@@ -1,0 +1,178 @@
+//! Frame numbers: which are taken, and what a number means. No memory here.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use pagelist::FrameId;
+
+use crate::layout::PageIdx;
+
+/// Frame numbers from here on name pages of a leaf's own window.
+pub(crate) const FIRST_PRIVATE: u32 = 1 << 29;
+
+/// Where a frame is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FrameHome {
+    /// Page number in the tree's file.
+    File(u64),
+    /// This page of the window of the leaf whose list holds the frame.
+    Window(PageIdx),
+}
+
+/// What `frame` names.
+pub(crate) fn home(frame: FrameId) -> FrameHome {
+    match frame.index().checked_sub(FIRST_PRIVATE) {
+        None => FrameHome::File(u64::from(frame.index())),
+        Some(page) => FrameHome::Window(PageIdx(u64::from(page))),
+    }
+}
+
+/// The number of a leaf's private copy of `page`.
+///
+/// # Panics
+/// If the page lies beyond what a root may have ([`FrameNumbers::new`]).
+pub(crate) fn private_frame(page: PageIdx) -> FrameId {
+    let page = u32::try_from(page.0).unwrap_or(u32::MAX);
+    assert!(
+        page < FIRST_PRIVATE,
+        "page {page} has no private frame number"
+    );
+    FrameId::new(FIRST_PRIVATE + page)
+}
+
+/// The allocator of file pages: free stretches, coalesced.
+#[derive(Debug)]
+pub(crate) struct FrameNumbers {
+    root_pages: u64,
+    free: BTreeMap<u64, u64>, // start → end
+}
+
+impl FrameNumbers {
+    /// File pages `0..root_pages` belong to root RAM for good: they are never
+    /// handed out again, even when nothing is there any more, because windows
+    /// may be mapped across their holes. The rest up to `end` can be taken.
+    pub(crate) fn new(root_pages: u64, end: u64) -> Self {
+        debug_assert!(root_pages <= end && end <= u64::from(FIRST_PRIVATE));
+        Self {
+            root_pages,
+            free: BTreeMap::from([(root_pages, end)]),
+        }
+    }
+
+    /// The file pages of root RAM.
+    pub(crate) fn root(&self) -> Range<u64> {
+        0..self.root_pages
+    }
+
+    /// Takes `count` numbers in a row, the lowest that fit.
+    pub(crate) fn take(&mut self, count: u64) -> Option<Range<u64>> {
+        let (&start, &end) = self
+            .free
+            .iter()
+            .find(|(start, end)| **end - **start >= count)?;
+        self.free.remove(&start);
+        if start + count < end {
+            self.free.insert(start + count, end);
+        }
+        Some(start..start + count)
+    }
+
+    /// Gives numbers back. Those of root RAM stay reserved.
+    pub(crate) fn give_back(&mut self, numbers: Range<u64>) {
+        let start = numbers.start.max(self.root_pages);
+        if start >= numbers.end {
+            return;
+        }
+        let mut merged = start..numbers.end;
+        if let Some((&before, &end)) = self.free.range(..merged.start).next_back() {
+            debug_assert!(
+                end <= merged.start,
+                "frame {} given back twice",
+                merged.start
+            );
+            if end == merged.start {
+                self.free.remove(&before);
+                merged.start = before;
+            }
+        }
+        if let Some((&after, &end)) = self.free.range(merged.start..).next() {
+            debug_assert!(merged.end <= after, "frame {after} given back twice");
+            if after == merged.end {
+                self.free.remove(&after);
+                merged.end = end;
+            }
+        }
+        self.free.insert(merged.start, merged.end);
+    }
+}
+
+/// File pages collected one by one, in runs where they are neighbours.
+#[derive(Debug, Default)]
+pub(crate) struct FrameSet {
+    runs: Vec<Range<u64>>,
+}
+
+impl FrameSet {
+    /// Adds `frame`, unless it lives in a window, which keeps its own.
+    pub(crate) fn add(&mut self, frame: FrameId) {
+        let FrameHome::File(page) = home(frame) else {
+            return;
+        };
+        match self.runs.last_mut() {
+            Some(last) if last.end == page => last.end += 1,
+            _ => self.runs.push(page..page + 1),
+        }
+    }
+
+    /// Adds a run of file pages.
+    pub(crate) fn add_run(&mut self, pages: Range<u64>) {
+        self.runs.push(pages);
+    }
+
+    /// The runs, ascending and maximal.
+    pub(crate) fn into_runs(mut self) -> Vec<Range<u64>> {
+        self.runs.sort_unstable_by_key(|run| run.start);
+        self.runs.dedup_by(|next, run| {
+            let neighbours = run.end == next.start;
+            if neighbours {
+                run.end = next.end;
+            }
+            neighbours
+        });
+        self.runs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_given_back_in_any_order_become_one_stretch_again() {
+        let mut numbers = FrameNumbers::new(10, 100);
+        let taken: Vec<_> = (0..9).map(|_| numbers.take(10).unwrap()).collect();
+        assert_eq!(numbers.take(1), None);
+        for i in [4, 0, 8, 2, 6, 1, 7, 3, 5] {
+            numbers.give_back(taken[i].clone());
+        }
+        assert_eq!(numbers.take(90), Some(10..100));
+    }
+
+    #[test]
+    fn numbers_of_root_ram_are_never_handed_out_again() {
+        let mut numbers = FrameNumbers::new(10, 12);
+        numbers.give_back(0..10);
+        assert_eq!(numbers.take(3), None);
+        assert_eq!(numbers.take(2), Some(10..12));
+    }
+
+    #[test]
+    fn a_set_of_frames_is_as_few_runs_as_possible() {
+        let mut set = FrameSet::default();
+        for frame in [7, 8, 3, 4, 5, 6, 1] {
+            set.add(FrameId::new(frame));
+        }
+        set.add(private_frame(PageIdx(9)));
+        assert_eq!(set.into_runs(), [1..2, 3..9]);
+    }
+}

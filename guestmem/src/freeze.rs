@@ -1,0 +1,78 @@
+//! Freezing: a leaf's content becomes a layer, and the leaf goes on on top.
+//!
+//! Fork, snapshot and reset point are all this move and something small.
+
+use std::sync::Arc;
+
+use pagelist::{FrameId, PageOrMarker};
+
+use crate::clone_tree::{Leaf, State};
+use crate::error::MemoryError;
+use crate::frame::FrameSet;
+use crate::layout::PageIdx;
+use crate::settle::{private_pages, settle_leaf, zero_slot};
+use crate::sys::pagemap::Pagemap;
+use crate::tree::{NodeId, Reading};
+use crate::window::Window;
+
+/// Freezes root RAM: the frames stay where they are, in the file, and the leaf
+/// moves to `staged`, a private window over them. O(1).
+pub(crate) fn move_root(state: &mut State, leaf: NodeId, staged: &Arc<Window>) -> NodeId {
+    debug_assert_eq!(state.tree.node(leaf).reading(), Reading::Unread);
+    state.leaves.insert(leaf, Leaf::new(Arc::clone(staged)));
+    state.tree.freeze(leaf)
+}
+
+/// Freezes a leaf that writes privately: its private pages are copied into
+/// frames of a new layer, zero pages become markers or nothing. They also stay
+/// in the window, where they now are copies of what lies below.
+///
+/// O(private pages); a page costs a check for zero and a copy.
+pub(crate) fn copy_private(
+    state: &mut State,
+    pagemap: &Pagemap,
+    leaf: NodeId,
+) -> Result<NodeId, MemoryError> {
+    settle_leaf(state, pagemap, leaf)?;
+    let State {
+        tree,
+        arena,
+        leaves,
+    } = &mut *state;
+    let Leaf { window, copies, .. } = leaves.get_mut(&leaf).expect("a leaf has a window");
+    let mut data = Vec::new();
+    let mut zero = Vec::new();
+    for page in private_pages(&tree.node(leaf).list) {
+        let offset = page.byte_offset();
+        // Noted ahead: where a copy is noted and the list holds the page too,
+        // the list decides.
+        copies
+            .insert(offset, PageOrMarker::marker())
+            .map_err(|_| MemoryError::Bookkeeping)?;
+        match window.page(page).read() {
+            content if content.is_zero() => zero.push(page),
+            content => data.push((page, content)),
+        }
+    }
+    let sources: Vec<_> = data.iter().map(|(_, content)| *content).collect();
+    let stored = arena.store(&sources)?;
+    // From here on nothing fails: every slot is there already.
+    for ((page, _), file_page) in data.iter().zip(stored) {
+        let frame = FrameId::new(u32::try_from(file_page).expect("file pages fit frame numbers"));
+        replace(tree.node_mut(leaf), *page, frame);
+    }
+    let mut freed = FrameSet::default();
+    for page in zero {
+        zero_slot(tree, leaf, page, &mut freed).expect("the slot is there");
+    }
+    Ok(tree.freeze(leaf))
+}
+
+/// The private page of `node` is in `frame` now.
+fn replace(node: &mut crate::tree::Node, page: PageIdx, frame: FrameId) {
+    let before = node
+        .list
+        .insert(page.byte_offset(), PageOrMarker::page(frame))
+        .expect("the slot is there");
+    let _private = before.into_frame();
+}

@@ -1,0 +1,322 @@
+//! The RAM of one VM, and frozen RAM to fork it from.
+
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::clone_tree::{CloneTree, LayerClaim, Leaf, LeafClaim, MAP_BUDGET};
+use crate::error::MemoryError;
+use crate::frame::FrameSet;
+use crate::freeze;
+use crate::guest_ram::{self, GuestRam};
+use crate::layout::{Gpa, PageIdx, RamLayout, RamRegion};
+use crate::reset;
+use crate::settle::{self, Writers, settle_leaf};
+use crate::stats::RamStats;
+use crate::sys::mapping::HugePages;
+use crate::tree::{Reading, WindowPlan};
+use crate::window::{RetiredWindow, StagedWindow, Window, Writes};
+
+/// What root RAM is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Backing {
+    /// A sparse memfd. Freezing costs the same at any size; a first touch
+    /// commits one page.
+    #[default]
+    Memfd,
+    /// Anonymous memory with transparent huge pages. A first touch commits
+    /// 2 MiB and is some thirty times cheaper a page; freezing copies what is
+    /// there. For VMs that want speed and are forked rarely.
+    Anon,
+}
+
+/// The RAM of one VM: a leaf of a clone tree, and the window it is seen
+/// through. Dropping it gives back every frame that nobody else sees, once
+/// every [`RamWindow`] and [`GuestRam`] made of it is gone too.
+#[derive(Debug)]
+pub struct Ram {
+    window: Arc<Window>,
+    claim: Arc<LeafClaim>,
+}
+
+impl Ram {
+    /// Fresh RAM, all zero, nothing committed: the root of a new clone tree.
+    ///
+    /// # Errors
+    /// If the host has no file, memory or address space for it.
+    pub fn new(layout: RamLayout, backing: Backing) -> Result<Self, MemoryError> {
+        let reading = match backing {
+            Backing::Memfd => Reading::Unread,
+            Backing::Anon => Reading::Exact,
+        };
+        let (tree, root) = CloneTree::new(layout, reading)?;
+        let window = match backing {
+            Backing::Memfd => Window::root(&tree.lock().arena)?,
+            Backing::Anon => Window::anonymous(layout.nr_pages(), HugePages::Wanted)?,
+        };
+        let window = Arc::new(window);
+        tree.lock()
+            .leaves
+            .insert(root, Leaf::new(Arc::clone(&window)));
+        Ok(Self {
+            window,
+            claim: Arc::new(LeafClaim { tree, leaf: root }),
+        })
+    }
+
+    /// The clone tree this RAM is part of.
+    pub fn tree(&self) -> &Arc<CloneTree> {
+        &self.claim.tree
+    }
+
+    /// How it is laid out in guest-physical space.
+    pub fn layout(&self) -> RamLayout {
+        self.claim.tree.layout()
+    }
+
+    /// The window, to be bound as KVM memslots.
+    pub fn window(&self) -> RamWindow {
+        RamWindow {
+            window: Arc::clone(&self.window),
+            claim: Arc::clone(&self.claim),
+        }
+    }
+
+    /// The same memory for loaders and devices.
+    pub fn guest_ram(&self) -> GuestRam {
+        guest_ram::regions(&self.window())
+    }
+
+    /// Whether freezing moves this RAM to another window, which then has to be
+    /// [staged](Self::stage) and bound first. True of root RAM in a memfd.
+    pub fn moves_when_frozen(&self) -> bool {
+        self.window.writes() == Writes::ToFile
+    }
+
+    /// The window to go on in when this root RAM is frozen. The VM may run.
+    ///
+    /// # Errors
+    /// If the host has no address space for it.
+    pub fn stage(&self) -> Result<StagedWindow, MemoryError> {
+        let window = Window::over_frozen_root(&self.claim.tree.lock().arena)?;
+        Ok(StagedWindow {
+            window: Arc::new(window),
+        })
+    }
+
+    /// A staged window as it will be once this RAM is frozen, to be bound
+    /// ahead of it.
+    pub fn staged_window(&self, staged: &StagedWindow) -> RamWindow {
+        RamWindow {
+            window: Arc::clone(&staged.window),
+            claim: Arc::clone(&self.claim),
+        }
+    }
+
+    /// Does what can be done of a freeze while the VM still runs, so that its
+    /// pause is short: layers are read back.
+    ///
+    /// # Errors
+    /// As [`settle`](Self::settle).
+    pub fn prepare_freeze(&self) -> Result<(), MemoryError> {
+        settle::read_back_layers(&mut self.claim.tree.lock(), Reading::Listed)
+    }
+
+    /// Freezes root RAM by moving to `staged`: nothing is copied, and the cost
+    /// does not depend on the size. The VM must be stopped, and must go on in
+    /// the staged window only.
+    pub fn freeze_root(&mut self, staged: StagedWindow) -> (Layer, RetiredWindow) {
+        assert!(self.moves_when_frozen(), "only root RAM in a memfd moves");
+        let tree = &self.claim.tree;
+        let mut state = tree.lock();
+        let layer = freeze::move_root(&mut state, self.claim.leaf, &staged.window);
+        let claim = LayerClaim::new(tree, &mut state, layer);
+        let retired = std::mem::replace(&mut self.window, staged.window);
+        (Layer { claim }, RetiredWindow::new(retired))
+    }
+
+    /// Freezes RAM that writes privately, where it is: what it has of its own
+    /// is copied into a layer. The VM must be stopped; it goes on in the same
+    /// window.
+    ///
+    /// # Errors
+    /// If there is no memory for the copy. Nothing has changed then.
+    pub fn freeze_in_place(&mut self) -> Result<Layer, MemoryError> {
+        assert!(!self.moves_when_frozen(), "root RAM in a memfd moves");
+        let tree = &self.claim.tree;
+        let mut state = tree.lock();
+        let layer = freeze::copy_private(&mut state, tree.pagemap(), self.claim.leaf)?;
+        let claim = LayerClaim::new(tree, &mut state, layer);
+        Ok(Layer { claim })
+    }
+
+    /// Whether [`reset`](Self::reset) to `layer` can be done in this window.
+    /// If not, go on in a [fork](Layer::fork) of the layer instead.
+    pub fn can_reset_to(&self, layer: &Layer) -> bool {
+        let same_tree = Arc::ptr_eq(&self.claim.tree, &layer.claim.tree);
+        same_tree && {
+            let state = self.claim.tree.lock();
+            let leaf = self.claim.leaf;
+            state.tree.node(leaf).parent() == Some(layer.claim.layer)
+                && reset::is_worth_it(&state.tree, leaf)
+        }
+    }
+
+    /// Makes this RAM what `layer` was again, by copying back what differs.
+    /// The VM must be stopped. Returns how many pages were copied back.
+    ///
+    /// # Errors
+    /// If `layer` is not what this RAM lies directly upon
+    /// ([`can_reset_to`](Self::can_reset_to)), or the kernel cannot be asked.
+    pub fn reset(&mut self, layer: &Layer) -> Result<u64, MemoryError> {
+        if !self.can_reset_to(layer) {
+            return Err(MemoryError::ForeignLayer);
+        }
+        let tree = &self.claim.tree;
+        reset::copy_back(&mut tree.lock(), tree.pagemap(), self.claim.leaf)
+    }
+
+    /// Brings the page list up to date with what the kernel did. With
+    /// [`Writers::Stopped`] zero pages are found and given back as well.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked, or there is no memory to note the answer.
+    pub fn settle(&mut self, writers: Writers) -> Result<(), MemoryError> {
+        let tree = &self.claim.tree;
+        let mut state = tree.lock();
+        settle::read_back_layers(&mut state, Reading::Exact)?;
+        settle_leaf(&mut state, tree.pagemap(), self.claim.leaf)?;
+        if writers == Writers::Stopped {
+            settle::drop_zero_pages(&mut state, self.claim.leaf)?;
+        }
+        settle::reconcile(&mut state)
+    }
+
+    /// Gives back the pages of `[start, start + len_bytes)`, which the guest
+    /// has declared free; they read zero. Returns how many pages were dropped;
+    /// pages that cannot be are cleared instead.
+    ///
+    /// # Errors
+    /// If the range is not whole pages of one RAM region (nothing is touched),
+    /// or the kernel refuses.
+    pub fn discard(&mut self, start: Gpa, len_bytes: u64) -> Result<u64, MemoryError> {
+        let range = self
+            .layout()
+            .pages_of(start, len_bytes)
+            .ok_or(MemoryError::NotRam {
+                start_gpa: start.0,
+                len_bytes,
+            })?;
+        let mut state = self.claim.tree.lock();
+        match self.window.writes() {
+            Writes::ToFile => {
+                let pages = range.start.0..range.end.0;
+                let (start, end) = (range.start.byte_offset(), range.end.byte_offset());
+                let list = &mut state.tree.node_mut(self.claim.leaf).list;
+                list.clear(start, end, |_, _| {})
+                    .map_err(|_| MemoryError::Bookkeeping)?;
+                let mut freed = FrameSet::default();
+                freed.add_run(pages.clone());
+                state.arena.free(freed);
+                Ok(pages.end - pages.start)
+            }
+            Writes::Private => settle::zero_run(&mut state, self.claim.leaf, range),
+        }
+    }
+
+    /// What this VM owns, sees and is charged for, settled now.
+    ///
+    /// # Errors
+    /// As [`CloneTree::stats`].
+    pub fn stats(&self) -> Result<RamStats, MemoryError> {
+        let tree = &self.claim.tree;
+        let mut state = tree.lock();
+        state.settle_all(tree.pagemap())?;
+        Ok(RamStats::collect(&state, self.claim.leaf))
+    }
+}
+
+/// Frozen RAM: a layer held by a snapshot. It never changes; RAM forked from
+/// it starts out as it is.
+#[derive(Debug)]
+pub struct Layer {
+    claim: LayerClaim,
+}
+
+impl Layer {
+    /// The clone tree this layer is part of.
+    pub fn tree(&self) -> &Arc<CloneTree> {
+        &self.claim.tree
+    }
+
+    /// New RAM that shares all of this layer.
+    ///
+    /// # Errors
+    /// If the host has no address space or mappings for its window, or no
+    /// memory for pages that have to be copied because the layer is made of
+    /// more runs than a window may have mappings.
+    pub fn fork(&self) -> Result<Ram, MemoryError> {
+        let tree = &self.claim.tree;
+        let mut state = tree.lock();
+        let state = &mut *state;
+        let view = state.tree.view(self.claim.layer);
+        let plan = WindowPlan::new(&view, &state.arena.root(), MAP_BUDGET);
+        let nr_pages = state.tree.nr_pages();
+        let window = Arc::new(Window::planned(&state.arena, nr_pages, &plan)?);
+        let mut at_leaf = Leaf::new(Arc::clone(&window));
+        for run in &plan.copies {
+            let (start, end) = (run.pages.start, run.pages.end);
+            let range = PageIdx(start).byte_offset()..PageIdx(end).byte_offset();
+            at_leaf
+                .copies
+                .mark(range.start, range.end, |_, _| {})
+                .map_err(|_| MemoryError::Bookkeeping)?;
+            for (page, file_page) in (start..end).zip(run.file_page..) {
+                window
+                    .page(PageIdx(page))
+                    .copy_from(state.arena.page(file_page));
+            }
+        }
+        let leaf = state.tree.add_leaf(self.claim.layer);
+        state.leaves.insert(leaf, at_leaf);
+        Ok(Ram {
+            window,
+            claim: Arc::new(LeafClaim {
+                tree: Arc::clone(tree),
+                leaf,
+            }),
+        })
+    }
+}
+
+/// A VM's window, held by whoever may touch it: it stays mapped, and the
+/// frames behind it stay allocated, as long as this lives.
+#[derive(Clone, Debug)]
+pub struct RamWindow {
+    // Goes before the claim, whose end gives frames back.
+    pub(crate) window: Arc<Window>,
+    claim: Arc<LeafClaim>,
+}
+
+impl RamWindow {
+    /// The host-virtual address of each RAM region, to bind as a memslot.
+    pub fn regions(&self) -> impl Iterator<Item = (RamRegion, NonNull<u8>)> + '_ {
+        let regions = self.layout().regions();
+        regions.map(|region| (region, self.region_start(&region)))
+    }
+
+    /// How the RAM behind it is laid out.
+    pub fn layout(&self) -> RamLayout {
+        self.claim.tree.layout()
+    }
+
+    /// The window's host-virtual addresses, as the kernel lists them.
+    pub fn host_range(&self) -> Range<usize> {
+        let start = self.window.mapping().base().addr().get();
+        start..start + usize::try_from(self.layout().size_bytes()).unwrap_or(usize::MAX)
+    }
+
+    pub(crate) fn region_start(&self, region: &RamRegion) -> NonNull<u8> {
+        self.window.page(region.first).read().start()
+    }
+}

@@ -1,0 +1,76 @@
+//! Reset: a leaf becomes what the layer below it is again.
+//!
+//! The pages it has dirtied are copied back and stay mapped, because a page
+//! dirtied once is likely dirtied again: the next run then takes no fault for
+//! it. Dropping them (`MADV_DONTNEED`) would cost the same call plus a fault
+//! and a copy each, later.
+
+use crate::clone_tree::State;
+use crate::error::MemoryError;
+use crate::frame::{FrameHome, FrameSet, home};
+use crate::layout::{PAGE_SIZE, PageIdx};
+use crate::settle::pages;
+use crate::sys::pagemap::Pagemap;
+use crate::tree::{NodeId, Seen, Tree};
+
+/// Pages of its own in the file that a leaf may have and still be reset in
+/// place: each costs a copy that a fresh window would not need.
+const MOST_FILE_PAGES: u64 = 512;
+
+/// Whether [`copy_back`] is the better way for `leaf`.
+pub(crate) fn is_worth_it(tree: &Tree, leaf: NodeId) -> bool {
+    tree.file_pages_of(leaf) <= MOST_FILE_PAGES
+}
+
+/// Copies back every page that `leaf` has of its own. O(such pages).
+pub(crate) fn copy_back(
+    state: &mut State,
+    pagemap: &Pagemap,
+    leaf: NodeId,
+) -> Result<u64, MemoryError> {
+    let State {
+        tree,
+        arena,
+        leaves,
+    } = &mut *state;
+    let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
+    let private = pagemap
+        .private_pages(at_leaf.window.mapping())
+        .map_err(|source| MemoryError::os("scan for private pages", tree.nr_pages(), source))?;
+    // The window also differs where anonymous memory was mapped over it, and
+    // where it shows what the leaf got from a layer that collapsed into it.
+    let own = &tree.node(leaf).list;
+    let other = at_leaf
+        .overlaid
+        .runs(0, tree.end_bytes())
+        .chain(own.runs(0, tree.end_bytes()));
+    let other = other.map(|run| PageIdx(run.start / PAGE_SIZE)..PageIdx(run.end / PAGE_SIZE));
+    let dirty: Vec<_> = private.into_iter().chain(other).collect();
+    for run in &dirty {
+        at_leaf
+            .copies
+            .mark(run.start.byte_offset(), run.end.byte_offset(), |_, _| {})
+            .map_err(|_| MemoryError::Bookkeeping)?;
+    }
+    let mut copied = 0;
+    for page in dirty.into_iter().flat_map(pages) {
+        let target = at_leaf.window.page(page);
+        match tree.below(leaf, page) {
+            Seen::Frame(frame) => {
+                let FrameHome::File(file_page) = home(frame) else {
+                    unreachable!("a layer holds no private pages");
+                };
+                target.copy_from(arena.page(file_page));
+            }
+            Seen::Zero | Seen::Nothing if target.read().is_zero() => {}
+            Seen::Zero | Seen::Nothing => target.clear(),
+        }
+        copied += 1;
+    }
+    let mut freed = FrameSet::default();
+    tree.node_mut(leaf)
+        .list
+        .remove_all_pages(|frame| freed.add(frame));
+    arena.free(freed);
+    Ok(copied)
+}

@@ -1,0 +1,171 @@
+//! How a window over a layer is made of mappings, within a budget.
+//!
+//! Every run of frames costs a mapping (microseconds, and one of the 65,530
+//! the kernel allows a process). So runs are bridged where the file itself
+//! reads zero between them, and when there are still too many, the smallest
+//! are copied into the window instead. Everything else is anonymous memory.
+
+use std::ops::Range;
+
+use super::view::{Source, ViewRun};
+use crate::frame::{FrameHome, home};
+
+/// Gaps of at most this many pages are bridged even when mappings are not
+/// scarce. A bridged gap that is read commits a zero frame in the file, an
+/// anonymous one does not; but it saves two mappings.
+const BRIDGE_ALWAYS: u64 = 16;
+
+/// Pages of a window and the file pages behind them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct MapRun {
+    pub(crate) pages: Range<u64>,
+    pub(crate) file_page: u64,
+}
+
+impl MapRun {
+    pub(crate) fn nr_pages(&self) -> u64 {
+        self.pages.end - self.pages.start
+    }
+}
+
+/// What to map and what to copy so that a window shows a view. Pages in
+/// neither read zero.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct WindowPlan {
+    /// Mapped copy-on-write; ascending, at most the budget's number.
+    pub(crate) maps: Vec<MapRun>,
+    /// Copied in when the window is made; ascending.
+    pub(crate) copies: Vec<MapRun>,
+}
+
+impl WindowPlan {
+    /// The plan for `view`, with at most `budget` mappings. `root` are the
+    /// file pages of root RAM: there, and only there, a file page between two
+    /// visible ones that nobody holds is known to read zero for ever.
+    pub(crate) fn new(view: &[ViewRun], root: &Range<u64>, budget: usize) -> Self {
+        let mut maps = Vec::new();
+        for bridge in [BRIDGE_ALWAYS, u64::MAX] {
+            maps = bridged(view, root, bridge);
+            if maps.len() <= budget {
+                return Self {
+                    maps,
+                    copies: Vec::new(),
+                };
+            }
+        }
+        // The longest keep their mappings.
+        let mut by_length: Vec<u64> = maps.iter().map(MapRun::nr_pages).collect();
+        by_length.sort_unstable_by(|a, b| b.cmp(a));
+        let shortest = by_length
+            .get(budget.wrapping_sub(1))
+            .copied()
+            .unwrap_or(u64::MAX);
+        let mut left = budget;
+        let (maps, copies) = maps.into_iter().partition(|run| {
+            let keep = left > 0 && run.nr_pages() >= shortest;
+            left -= usize::from(keep);
+            keep
+        });
+        Self { maps, copies }
+    }
+}
+
+fn bridged(view: &[ViewRun], root: &Range<u64>, bridge: u64) -> Vec<MapRun> {
+    let mut maps: Vec<MapRun> = Vec::new();
+    // Whether nothing but `Seen::Nothing` lies between the last map and here.
+    let mut open = false;
+    for run in view {
+        let Source::Frames(first) = run.source else {
+            open = false;
+            continue;
+        };
+        let FrameHome::File(file_page) = home(first) else {
+            unreachable!("a layer holds no private pages");
+        };
+        if open && let Some(last) = maps.last_mut() {
+            let gap = run.pages.start - last.pages.end;
+            let in_root = root.contains(&last.file_page) && root.contains(&file_page);
+            let in_line = run.pages.start.wrapping_sub(file_page)
+                == last.pages.start.wrapping_sub(last.file_page);
+            if in_root && in_line && gap <= bridge {
+                last.pages.end = run.pages.end;
+                continue;
+            }
+        }
+        maps.push(MapRun {
+            pages: run.pages.clone(),
+            file_page,
+        });
+        open = true;
+    }
+    maps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pagelist::FrameId;
+
+    fn frames(pages: Range<u64>, first: u32) -> ViewRun {
+        ViewRun {
+            pages,
+            source: Source::Frames(FrameId::new(first)),
+        }
+    }
+
+    fn zero(pages: Range<u64>) -> ViewRun {
+        ViewRun {
+            pages,
+            source: Source::Zero,
+        }
+    }
+
+    fn map(pages: Range<u64>, file_page: u64) -> MapRun {
+        MapRun { pages, file_page }
+    }
+
+    #[test]
+    fn small_holes_of_root_ram_are_bridged_and_long_ones_are_not() {
+        let view = [frames(0..4, 0), frames(8..10, 8), frames(500..510, 500)];
+        let plan = WindowPlan::new(&view, &(0..1000), 512);
+        assert_eq!(plan.maps, [map(0..10, 0), map(500..510, 500)]);
+        assert_eq!(plan.copies, []);
+    }
+
+    #[test]
+    fn a_marker_is_never_bridged_because_the_file_holds_old_data_there() {
+        let view = [frames(0..4, 0), zero(4..5), frames(5..10, 5)];
+        let plan = WindowPlan::new(&view, &(0..1000), 1);
+        assert_eq!(plan.maps, [map(5..10, 5)]);
+        assert_eq!(plan.copies, [map(0..4, 0)]);
+    }
+
+    #[test]
+    fn packed_frames_are_never_bridged_because_others_own_what_lies_between() {
+        let view = [frames(0..1, 2000), frames(2..3, 2002)];
+        let plan = WindowPlan::new(&view, &(0..1000), 512);
+        assert_eq!(plan.maps.len(), 2);
+    }
+
+    #[test]
+    fn beyond_the_budget_the_shortest_runs_are_copied() {
+        let view: Vec<_> = (0..8u32)
+            .map(|i| {
+                frames(
+                    u64::from(i) * 100..u64::from(i) * 100 + 1 + u64::from(i),
+                    2000 + 20 * i,
+                )
+            })
+            .collect();
+        let plan = WindowPlan::new(&view, &(0..1000), 3);
+        assert_eq!(
+            plan.maps,
+            [
+                map(500..506, 2100),
+                map(600..607, 2120),
+                map(700..708, 2140)
+            ]
+        );
+        assert_eq!(plan.copies.len(), 5);
+    }
+}

@@ -1,0 +1,171 @@
+//! What a node sees: its own content over its ancestors'.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use pagelist::{FrameId, Run, RunKind, SlotRef};
+
+use super::{NodeId, Tree};
+use crate::layout::{PAGE_SIZE, PageIdx};
+
+/// What a reader of one page gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Seen {
+    /// This frame.
+    Frame(FrameId),
+    /// Zero, and a marker says so: an ancestor's page lies beneath.
+    Zero,
+    /// Zero, because nobody up to the root holds anything.
+    Nothing,
+}
+
+/// What stands behind a run of pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Source {
+    /// Frames in a row, this one behind the first page.
+    Frames(FrameId),
+    /// Known zero, over pages of an ancestor.
+    Zero,
+}
+
+/// A run of pages with one source. What no run covers is [`Seen::Nothing`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ViewRun {
+    /// The pages.
+    pub(crate) pages: Range<u64>,
+    /// What they show.
+    pub(crate) source: Source,
+}
+
+impl From<Run> for ViewRun {
+    fn from(run: Run) -> Self {
+        Self {
+            pages: run.start / PAGE_SIZE..run.end / PAGE_SIZE,
+            source: match run.kind {
+                RunKind::Frames { first } => Source::Frames(first),
+                RunKind::Marker => Source::Zero,
+            },
+        }
+    }
+}
+
+impl ViewRun {
+    fn part(&self, pages: Range<u64>) -> Self {
+        let source = match self.source {
+            Source::Frames(first) => {
+                let skipped = u32::try_from(pages.start - self.pages.start);
+                Source::Frames(FrameId::new(
+                    first.index() + skipped.expect("within the run"),
+                ))
+            }
+            Source::Zero => Source::Zero,
+        };
+        Self { pages, source }
+    }
+}
+
+impl Tree {
+    /// What a reader of `page` in node `from` gets. O(depth).
+    pub(crate) fn resolve(&self, from: NodeId, page: PageIdx) -> Seen {
+        for id in self.chain(from) {
+            let node = self.node(id);
+            match node.list.get(page.byte_offset()) {
+                SlotRef::Page(frame) => return Seen::Frame(frame),
+                SlotRef::Marker => return Seen::Zero,
+                // Root RAM lies in the file page by page; a hole reads zero.
+                SlotRef::Empty if node.is_unread_layer() => {
+                    return Seen::Frame(root_frame(page.0));
+                }
+                SlotRef::Empty => {}
+            }
+        }
+        Seen::Nothing
+    }
+
+    /// What a reader of `page` would get if `id` itself held nothing there.
+    pub(crate) fn below(&self, id: NodeId, page: PageIdx) -> Seen {
+        match self.node(id).parent() {
+            Some(parent) => self.resolve(parent, page),
+            None => Seen::Nothing,
+        }
+    }
+
+    /// All that node `from` sees, as maximal runs, ascending.
+    /// O(R log R) for R runs in the chain.
+    pub(crate) fn view(&self, from: NodeId) -> Vec<ViewRun> {
+        let mut cover = Cover::default();
+        for id in self.chain(from) {
+            let node = self.node(id);
+            for run in node.list.runs(0, self.end_bytes()) {
+                cover.put_under(&run.into());
+            }
+            if node.is_unread_layer() {
+                cover.put_under(&ViewRun {
+                    pages: 0..self.nr_pages(),
+                    source: Source::Frames(root_frame(0)),
+                });
+            }
+        }
+        cover.into_runs()
+    }
+}
+
+/// The frame of root RAM behind its page `page`.
+fn root_frame(page: u64) -> FrameId {
+    FrameId::new(u32::try_from(page).expect("root RAM fits the frame numbers"))
+}
+
+/// Disjoint runs; what is put in later lies under what is there.
+#[derive(Default)]
+struct Cover {
+    runs: BTreeMap<u64, ViewRun>,
+}
+
+impl Cover {
+    fn put_under(&mut self, run: &ViewRun) {
+        let mut at = run.pages.start;
+        if let Some((_, before)) = self.runs.range(..=at).next_back() {
+            at = at.max(before.pages.end);
+        }
+        if at >= run.pages.end {
+            return;
+        }
+        let mut pieces = Vec::new();
+        for covered in self.runs.range(at..run.pages.end).map(|(_, run)| run) {
+            if at < covered.pages.start {
+                pieces.push(run.part(at..covered.pages.start));
+            }
+            at = covered.pages.end;
+        }
+        if at < run.pages.end {
+            pieces.push(run.part(at..run.pages.end));
+        }
+        for piece in pieces {
+            self.runs.insert(piece.pages.start, piece);
+        }
+    }
+
+    fn into_runs(self) -> Vec<ViewRun> {
+        let mut runs: Vec<ViewRun> = Vec::with_capacity(self.runs.len());
+        for run in self.runs.into_values() {
+            match runs.last_mut() {
+                Some(last) if last.pages.end == run.pages.start && continues(last, &run) => {
+                    last.pages.end = run.pages.end;
+                }
+                _ => runs.push(run),
+            }
+        }
+        runs
+    }
+}
+
+/// Whether `next`, which starts where `run` ends, goes on in its source too.
+fn continues(run: &ViewRun, next: &ViewRun) -> bool {
+    match (run.source, next.source) {
+        (Source::Zero, Source::Zero) => true,
+        (Source::Frames(a), Source::Frames(b)) => {
+            u64::from(a.index()) + (run.pages.end - run.pages.start) == u64::from(b.index())
+        }
+        _ => false,
+    }
+}

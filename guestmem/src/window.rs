@@ -1,0 +1,147 @@
+//! A window: the host-virtual range that a VM's RAM is seen through.
+//!
+//! ```text
+//!   root RAM       memfd, MAP_SHARED                  writes go to the frames
+//!   anonymous root private pages, nothing beneath     writes are the VM's own
+//!   fork           memfd runs, MAP_PRIVATE,           the kernel copies on write:
+//!                  anonymous memory in between        private pages are the difference
+//! ```
+//!
+//! A window is a cache of what the clone tree says, bound as KVM memslots. It
+//! may lag behind the tree (a page that was copied into a new layer is still
+//! private here), but never shows anything else.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::MemoryError;
+use crate::frame::Arena;
+use crate::layout::PageIdx;
+use crate::sys::mapping::{HugePages, Mapping, Sharing};
+use crate::sys::page::WritablePage;
+use crate::tree::{MapRun, WindowPlan};
+
+/// Where guest writes through a window end up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Writes {
+    /// In the file: root RAM.
+    ToFile,
+    /// In private pages of the window.
+    Private,
+}
+
+/// A mapped window; see the [module](self).
+#[derive(Debug)]
+pub(crate) struct Window {
+    mapping: Mapping,
+    writes: Writes,
+    /// The runs mapped from the file, ascending. A page outside of them has
+    /// anonymous memory beneath.
+    maps: Vec<MapRun>,
+}
+
+impl Window {
+    /// The window of root RAM in the file.
+    pub(crate) fn root(arena: &Arena) -> Result<Self, MemoryError> {
+        Self::over_root(arena, Sharing::Shared, Writes::ToFile)
+    }
+
+    /// A private window over root RAM as it lies in the file, for the VM to go
+    /// on in when its root is frozen.
+    pub(crate) fn over_frozen_root(arena: &Arena) -> Result<Self, MemoryError> {
+        Self::over_root(arena, Sharing::Private, Writes::Private)
+    }
+
+    fn over_root(arena: &Arena, sharing: Sharing, writes: Writes) -> Result<Self, MemoryError> {
+        let root = arena.root();
+        let run = MapRun {
+            pages: 0..root.end,
+            file_page: 0,
+        };
+        let mut window = Self::anonymous(root.end, HugePages::Never)?;
+        window.map_run(arena, &run, sharing)?;
+        window.maps.push(run);
+        window.writes = writes;
+        Ok(window)
+    }
+
+    /// A window of anonymous memory only.
+    pub(crate) fn anonymous(nr_pages: u64, huge: HugePages) -> Result<Self, MemoryError> {
+        let mapping = Mapping::anonymous(nr_pages, huge)
+            .map_err(|source| MemoryError::os("reserve addresses for RAM", nr_pages, source))?;
+        Ok(Self {
+            mapping,
+            writes: Writes::Private,
+            maps: Vec::new(),
+        })
+    }
+
+    /// A private window made of the mappings of `plan`; its copies are the
+    /// caller's to make.
+    pub(crate) fn planned(
+        arena: &Arena,
+        nr_pages: u64,
+        plan: &WindowPlan,
+    ) -> Result<Self, MemoryError> {
+        let mut window = Self::anonymous(nr_pages, HugePages::Never)?;
+        for run in &plan.maps {
+            window.map_run(arena, run, Sharing::Private)?;
+        }
+        window.maps.clone_from(&plan.maps);
+        Ok(window)
+    }
+
+    fn map_run(&self, arena: &Arena, run: &MapRun, sharing: Sharing) -> Result<(), MemoryError> {
+        let offset = PageIdx(run.file_page).byte_offset();
+        self.mapping
+            .map_file(run.pages.clone(), arena.fd(), offset, sharing)
+            .map_err(|source| MemoryError::os("map frames into a window", run.nr_pages(), source))
+    }
+
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    pub(crate) fn writes(&self) -> Writes {
+        self.writes
+    }
+
+    /// Mappings made from the file, and so about half of the kernel's areas.
+    pub(crate) fn nr_maps(&self) -> usize {
+        self.maps.len()
+    }
+
+    /// Whether file pages lie beneath any of `pages`.
+    pub(crate) fn maps_file_in(&self, pages: &Range<u64>) -> bool {
+        let after = self
+            .maps
+            .partition_point(|run| run.pages.end <= pages.start);
+        self.maps
+            .get(after)
+            .is_some_and(|run| run.pages.start < pages.end)
+    }
+
+    pub(crate) fn page(&self, page: PageIdx) -> WritablePage<'_> {
+        self.mapping.page(page)
+    }
+}
+
+/// A window that its VM has left. Unmapping a touched one takes tens of
+/// milliseconds a GiB: drop it where nobody waits.
+#[derive(Debug)]
+pub struct RetiredWindow {
+    _window: Arc<Window>,
+}
+
+impl RetiredWindow {
+    pub(crate) fn new(window: Arc<Window>) -> Self {
+        Self { _window: window }
+    }
+}
+
+/// The window that a VM will go on in when its root RAM is frozen, made ahead
+/// so that a shell can be bound to it while the VM still runs.
+#[derive(Debug)]
+pub struct StagedWindow {
+    pub(crate) window: Arc<Window>,
+}

@@ -1,0 +1,217 @@
+//! Random lives of a clone tree on real memory, against an oracle that copies
+//! eagerly: contents, frames and the kernel's own count must agree.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use common::{freeze, page_value, set_page};
+use guestmem::{Backing, CloneTree, Gpa, Layer, PAGE_SIZE, Ram, RamLayout, Writers};
+use proptest::prelude::*;
+
+const PAGES: u64 = 40;
+
+/// One step in the life of a tree. VMs and snapshots are picked modulo how
+/// many there are.
+#[derive(Clone, Debug)]
+enum Op {
+    Write { vm: usize, page: u64, value: u64 },
+    Fork { vm: usize },
+    Snapshot { vm: usize },
+    ForkSnapshot { snapshot: usize },
+    Reset { vm: usize, snapshot: usize },
+    Discard { vm: usize, page: u64, len: u64 },
+    Settle { vm: usize },
+    DropVm { vm: usize },
+    DropSnapshot { snapshot: usize },
+    Reclaim,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let vm = 0..64usize;
+    let snapshot = 0..64usize;
+    prop_oneof![
+        // Zero is a value like others, and more likely than most.
+        12 => (vm.clone(), 0..PAGES, prop_oneof![Just(0), any::<u64>()])
+            .prop_map(|(vm, page, value)| Op::Write { vm, page, value }),
+        4 => vm.clone().prop_map(|vm| Op::Fork { vm }),
+        2 => vm.clone().prop_map(|vm| Op::Snapshot { vm }),
+        2 => snapshot.clone().prop_map(|snapshot| Op::ForkSnapshot { snapshot }),
+        2 => (vm.clone(), snapshot.clone()).prop_map(|(vm, snapshot)| Op::Reset { vm, snapshot }),
+        2 => (vm.clone(), 0..PAGES, 1..8u64).prop_map(|(vm, page, len)| Op::Discard { vm, page, len }),
+        2 => vm.clone().prop_map(|vm| Op::Settle { vm }),
+        3 => vm.prop_map(|vm| Op::DropVm { vm }),
+        2 => snapshot.prop_map(|snapshot| Op::DropSnapshot { snapshot }),
+        1 => Just(Op::Reclaim),
+    ]
+}
+
+/// What a VM or snapshot holds, as the oracle has it: a shared frame for every
+/// page that is not zero.
+type Content = BTreeMap<u64, Arc<u64>>;
+
+struct World {
+    tree: Arc<CloneTree>,
+    vms: Vec<(Ram, Content)>,
+    snapshots: Vec<(Layer, Content)>,
+}
+
+impl World {
+    fn new(backing: Backing) -> Self {
+        let layout = RamLayout::new(PAGES * PAGE_SIZE).unwrap();
+        let root = Ram::new(layout, backing).unwrap();
+        Self {
+            tree: Arc::clone(root.tree()),
+            vms: vec![(root, Content::new())],
+            snapshots: Vec::new(),
+        }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        let (vms, snapshots) = (self.vms.len(), self.snapshots.len());
+        match *op {
+            Op::Write { vm, page, value } if vms > 0 => {
+                let (ram, content) = &mut self.vms[vm % vms];
+                set_page(ram, page, value);
+                if value == 0 {
+                    content.remove(&page);
+                } else {
+                    content.insert(page, Arc::new(value));
+                }
+            }
+            Op::Fork { vm } if vms > 0 && vms < 12 => {
+                let (ram, content) = &mut self.vms[vm % vms];
+                let child = freeze(ram).fork().unwrap();
+                let content = content.clone();
+                self.vms.push((child, content));
+            }
+            Op::Snapshot { vm } if vms > 0 && snapshots < 6 => {
+                let (ram, content) = &mut self.vms[vm % vms];
+                let layer = freeze(ram);
+                let content = content.clone();
+                self.snapshots.push((layer, content));
+            }
+            Op::ForkSnapshot { snapshot } if snapshots > 0 && vms < 12 => {
+                let (layer, content) = &self.snapshots[snapshot % snapshots];
+                self.vms.push((layer.fork().unwrap(), content.clone()));
+            }
+            Op::Reset { vm, snapshot } if vms > 0 && snapshots > 0 => {
+                let (layer, wanted) = &self.snapshots[snapshot % snapshots];
+                let (ram, content) = &mut self.vms[vm % vms];
+                if ram.can_reset_to(layer) {
+                    ram.reset(layer).unwrap();
+                } else {
+                    *ram = layer.fork().unwrap();
+                }
+                content.clone_from(wanted);
+            }
+            Op::Discard { vm, page, len } if vms > 0 => {
+                let (ram, content) = &mut self.vms[vm % vms];
+                let len = len.min(PAGES - page);
+                ram.discard(Gpa(page * PAGE_SIZE), len * PAGE_SIZE).unwrap();
+                content.retain(|at, _| !(page..page + len).contains(at));
+            }
+            Op::Settle { vm } if vms > 0 => {
+                self.vms[vm % vms].0.settle(Writers::Stopped).unwrap();
+            }
+            Op::DropVm { vm } if vms > 0 => drop(self.vms.swap_remove(vm % vms)),
+            Op::DropSnapshot { snapshot } if snapshots > 0 => {
+                drop(self.snapshots.swap_remove(snapshot % snapshots));
+            }
+            Op::Reclaim => drop(self.tree.reclaim().unwrap()),
+            _ => {}
+        }
+    }
+
+    fn check_contents(&self) {
+        for (index, (ram, content)) in self.vms.iter().enumerate() {
+            for page in 0..PAGES {
+                let found = page_value(ram, page);
+                let wanted = content.get(&page).map_or(0, |value| **value);
+                assert_eq!(found, wanted, "page {page} of VM {index}");
+            }
+        }
+    }
+
+    /// After reclaiming, exactly the frames of the oracle are in use.
+    fn check_frames(&mut self) {
+        for (ram, _) in &mut self.vms {
+            ram.settle(Writers::Stopped).unwrap();
+        }
+        self.tree.reclaim().unwrap();
+        self.tree.check_invariants();
+        let contents = self.vms.iter().map(|(_, content)| content);
+        let contents = contents.chain(self.snapshots.iter().map(|(_, content)| content));
+        let frames: BTreeSet<*const u64> = contents
+            .flat_map(Content::values)
+            .map(Arc::as_ptr)
+            .collect();
+        let stats = self.tree.stats().unwrap();
+        assert_eq!(stats.frames(), frames.len() as u64, "{stats:?}");
+        assert_eq!(stats.leaves, self.vms.len() as u64);
+        self.check_attribution();
+    }
+
+    /// Charges are exact: k pages seen by n viewers each come up in n places.
+    fn check_attribution(&self) {
+        let mut viewers: BTreeMap<*const u64, u64> = BTreeMap::new();
+        let contents = self.vms.iter().map(|(_, content)| content);
+        for content in contents.chain(self.snapshots.iter().map(|(_, content)| content)) {
+            for frame in content.values() {
+                *viewers.entry(Arc::as_ptr(frame)).or_default() += 1;
+            }
+        }
+        // Snapshots of the same layer are one viewer to the tree; leave those out.
+        let distinct: BTreeSet<Vec<*const u64>> = self
+            .snapshots
+            .iter()
+            .map(|(_, content)| content.values().map(Arc::as_ptr).collect())
+            .collect();
+        if distinct.len() < self.snapshots.len() {
+            return;
+        }
+        for (ram, content) in &self.vms {
+            let mut wanted: BTreeMap<u64, u64> = BTreeMap::new();
+            for frame in content.values() {
+                *wanted.entry(viewers[&Arc::as_ptr(frame)]).or_default() += 1;
+            }
+            let charged = ram.stats().unwrap().attribution;
+            assert_eq!(charged.by_viewers().collect::<BTreeMap<_, _>>(), wanted);
+        }
+    }
+}
+
+fn live(backing: Backing, ops: &[Op]) {
+    let mut world = World::new(backing);
+    for (step, op) in ops.iter().enumerate() {
+        world.apply(op);
+        world.check_contents();
+        if step % 8 == 7 {
+            world.check_frames();
+            world.check_contents();
+        }
+    }
+    world.check_frames();
+    let tree = Arc::clone(&world.tree);
+    drop(world);
+    let stats = tree.stats().unwrap();
+    assert_eq!((stats.frames(), stats.committed_file_frames), (0, 0));
+    assert_eq!((stats.leaves, stats.layers), (0, 0));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_life_of_a_memfd_tree_matches_eager_copies(ops in prop::collection::vec(op(), 1..80)) {
+        live(Backing::Memfd, &ops);
+    }
+
+    #[test]
+    fn any_life_of_an_anonymous_tree_matches_eager_copies(ops in prop::collection::vec(op(), 1..80)) {
+        live(Backing::Anon, &ops);
+    }
+}

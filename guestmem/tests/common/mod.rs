@@ -1,0 +1,72 @@
+//! What several of these tests use.
+
+#![allow(dead_code, reason = "no test uses all of it")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::ops::Range;
+
+use guestmem::{Layer, PAGE_SIZE, Ram};
+use vm_memory::{Bytes, GuestAddress};
+
+/// Freezes as a VMM does: root RAM moves to a staged window, the rest copies.
+pub(crate) fn freeze(ram: &mut Ram) -> Layer {
+    if ram.moves_when_frozen() {
+        let staged = ram.stage().unwrap();
+        ram.freeze_root(staged).0
+    } else {
+        ram.prepare_freeze().unwrap();
+        ram.freeze_in_place().unwrap()
+    }
+}
+
+fn gpa(ram: &Ram, page: u64) -> GuestAddress {
+    let regions = ram.layout().regions();
+    let region = regions
+        .filter(|region| region.first.0 <= page)
+        .last()
+        .unwrap();
+    GuestAddress(region.gpa.0 + (page - region.first.0) * PAGE_SIZE + 8)
+}
+
+/// Writes a word of `page`, and so the page.
+pub(crate) fn set_page(ram: &Ram, page: u64, value: u64) {
+    ram.guest_ram().write_obj(value, gpa(ram, page)).unwrap();
+}
+
+/// That word.
+pub(crate) fn page_value(ram: &Ram, page: u64) -> u64 {
+    ram.guest_ram().read_obj(gpa(ram, page)).unwrap()
+}
+
+/// What the kernel lists of a range of addresses, in pages.
+#[derive(Debug, Default)]
+pub(crate) struct Smaps {
+    pub(crate) resident_pages: u64,
+    pub(crate) pss_pages: u64,
+    pub(crate) anonymous_pages: u64,
+}
+
+impl Smaps {
+    /// Adds up the areas of `/proc/self/smaps` that lie within `range`.
+    pub(crate) fn of(range: Range<usize>) -> Self {
+        let mut sum = Self::default();
+        let mut inside = false;
+        for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+            let mut words = line.split_whitespace();
+            let first = words.next().unwrap_or_default();
+            if let Some((start, end)) = first.split_once('-') {
+                let hex = |text| usize::from_str_radix(text, 16).unwrap();
+                inside = range.start <= hex(start) && hex(end) <= range.end;
+            } else if inside {
+                let mut pages = || words.next().unwrap().parse::<u64>().unwrap() * 1024 / PAGE_SIZE;
+                match first {
+                    "Rss:" => sum.resident_pages += pages(),
+                    "Pss:" => sum.pss_pages += pages(),
+                    "Anonymous:" => sum.anonymous_pages += pages(),
+                    _ => {}
+                }
+            }
+        }
+        sum
+    }
+}

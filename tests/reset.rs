@@ -1,0 +1,192 @@
+//! Resets: back to what was remembered, any number of times.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use guest_images::Guest;
+use guest_images::worker::command;
+use tests::{Worker, builder, kvm, output};
+use vmm::{Backing, Event, VmError};
+
+#[test]
+fn a_thousand_resets_give_a_thousand_identical_runs() {
+    let Some(host) = kvm() else { return };
+    for backing in [Backing::Memfd, Backing::Anon] {
+        let worker = Worker::boot(
+            builder(&host, Guest::Worker)
+                .memory_bytes(16 << 20)
+                .backing(backing),
+        );
+        worker.fill(Worker::memory(), 8, 1);
+        let before = worker.checksum(Worker::memory(), 16);
+        let snapshot = worker.vm.snapshot().unwrap();
+        for round in 0..1000 {
+            // Pages that had content and pages that had none, each round others.
+            worker.fill(Worker::page(round % 12), 3, round);
+            worker.zero(Worker::page((round + 5) % 12), 2);
+            worker.vm.reset(&snapshot).unwrap();
+            if round % 10 == 9 {
+                assert_eq!(
+                    worker.checksum(Worker::memory(), 16),
+                    before,
+                    "round {round}"
+                );
+                worker.vm.reset(&snapshot).unwrap();
+            }
+        }
+        worker.vm.tree().check_invariants();
+    }
+}
+
+#[test]
+fn a_reset_brings_back_registers_and_sse_of_a_running_counter() {
+    let Some(host) = kvm() else { return };
+    let vm = builder(&host, Guest::Counter)
+        .cmdline("rounds=100")
+        .build()
+        .unwrap();
+    vm.resume().unwrap();
+    vm.wait_for(Duration::from_micros(500));
+    let snapshot = vm.snapshot().unwrap();
+    for _ in 0..50 {
+        vm.reset(&snapshot).unwrap();
+        vm.resume().unwrap();
+        vm.wait_for(Duration::from_micros(500));
+    }
+    vm.reset(&snapshot).unwrap();
+    assert_eq!(vm.run().unwrap(), Event::Exited(0), "{}", output(&vm));
+}
+
+#[test]
+fn a_vm_that_ended_or_failed_runs_again_after_a_reset() {
+    let Some(host) = kvm() else { return };
+    for how in ["triple", "invalid", "jump", "outside-write", "emulation"] {
+        let vm = builder(&host, Guest::Faulty)
+            .cmdline(format!("how={how}"))
+            .build()
+            .unwrap();
+        assert_eq!(vm.run().unwrap(), Event::Ready);
+        let snapshot = vm.snapshot().unwrap();
+        let first = vm.run().unwrap();
+        assert!(matches!(first, Event::Failed(_)), "{how}: {first:?}");
+        for _ in 0..5 {
+            vm.reset(&snapshot).unwrap();
+            assert_eq!(vm.wait(), Event::Paused);
+            assert_eq!(vm.run().unwrap(), first, "{how}");
+        }
+    }
+}
+
+#[test]
+fn a_reset_to_an_older_snapshot_after_forks_and_newer_ones_works_too() {
+    let Some(host) = kvm() else { return };
+    let worker = Worker::boot(builder(&host, Guest::Worker).memory_bytes(16 << 20));
+    let mut snapshots = Vec::new();
+    let mut children = Vec::new();
+    for value in 0..6 {
+        worker.write(Worker::page(value), value + 1);
+        snapshots.push(worker.vm.snapshot().unwrap());
+        children.push(worker.fork());
+    }
+    for (snapshot, value) in snapshots.iter().rev().zip((0..6).rev()) {
+        worker.vm.reset(snapshot).unwrap();
+        for page in 0..6 {
+            let wanted = if page <= value { page + 1 } else { 0 };
+            assert_eq!(worker.read(Worker::page(page)), wanted);
+        }
+    }
+    for (value, child) in (0..6).zip(&children) {
+        assert_eq!(child.read(Worker::page(value)), value + 1);
+    }
+    worker.vm.tree().check_invariants();
+}
+
+#[test]
+fn a_fork_can_be_reset_to_a_snapshot_of_its_ancestor() {
+    let Some(host) = kvm() else { return };
+    let root = Worker::boot(builder(&host, Guest::Worker).memory_bytes(16 << 20));
+    root.write(Worker::page(0), 1);
+    let snapshot = root.vm.snapshot().unwrap();
+    root.write(Worker::page(0), 2);
+    let child = root.fork();
+    child.vm.reset(&snapshot).unwrap();
+    assert_eq!(child.read(Worker::page(0)), 1);
+    assert_eq!(root.read(Worker::page(0)), 2);
+}
+
+#[test]
+fn a_snapshot_of_another_vm_is_refused_and_nothing_changes() {
+    let Some(host) = kvm() else { return };
+    let one = Worker::boot(builder(&host, Guest::Worker));
+    let other = Worker::boot(builder(&host, Guest::Worker));
+    one.write(Worker::page(0), 1);
+    let foreign = other.vm.snapshot().unwrap();
+    assert!(matches!(
+        one.vm.reset(&foreign),
+        Err(VmError::ForeignSnapshot)
+    ));
+    assert_eq!(one.read(Worker::page(0)), 1);
+}
+
+#[test]
+fn every_reset_has_a_generation_of_its_own() {
+    let Some(host) = kvm() else { return };
+    let worker = Worker::boot(builder(&host, Guest::Worker));
+    let snapshot = worker.vm.snapshot().unwrap();
+    let mut generations = BTreeSet::from([worker.generation()]);
+    for _ in 0..20 {
+        worker.vm.reset(&snapshot).unwrap();
+        assert!(generations.insert(worker.generation()));
+    }
+}
+
+#[test]
+fn a_running_vm_with_two_vcpus_is_reset_in_flight() {
+    let Some(host) = kvm() else { return };
+    let vm = builder(&host, Guest::Smp)
+        .cpus(2)
+        .cmdline("steps=200000")
+        .build()
+        .unwrap();
+    let snapshot = vm.snapshot().unwrap();
+    for _ in 0..10 {
+        vm.resume().unwrap();
+        vm.wait_for(Duration::from_millis(1));
+        vm.reset(&snapshot).unwrap();
+    }
+    assert_eq!(vm.run().unwrap(), Event::Exited(0), "{}", output(&vm));
+}
+
+#[test]
+fn freed_pages_come_back_with_a_reset() {
+    let Some(host) = kvm() else { return };
+    let worker = Worker::boot(builder(&host, Guest::Worker).memory_bytes(16 << 20));
+    worker.fill(Worker::memory(), 32, 5);
+    let before = worker.checksum(Worker::memory(), 32);
+    let snapshot = worker.vm.snapshot().unwrap();
+    for _ in 0..3 {
+        assert_eq!(worker.free(Worker::page(4), 16 * 4096), 16);
+        assert_eq!(worker.read(Worker::page(4)), 0);
+        worker.vm.reset(&snapshot).unwrap();
+        assert_eq!(worker.checksum(Worker::memory(), 32), before);
+        worker.vm.reset(&snapshot).unwrap();
+    }
+}
+
+#[test]
+fn a_fork_request_that_was_remembered_can_be_answered_after_each_reset() {
+    let Some(host) = kvm() else { return };
+    let worker = Worker::boot(builder(&host, Guest::Worker));
+    assert_eq!(worker.start(command::FORK, [0; 3]), Event::ForkRequest);
+    let snapshot = worker.vm.snapshot().unwrap();
+    for _ in 0..3 {
+        worker.vm.reset(&snapshot).unwrap();
+        let child = worker.fork();
+        assert_eq!(child.vm.run().unwrap(), Event::Ready);
+        assert_eq!(child.result(), child.vm.number());
+        assert_eq!(worker.vm.run().unwrap(), Event::Ready);
+        assert_eq!(worker.result(), 0);
+    }
+}

@@ -1,0 +1,44 @@
+//! A fork server: boot once, fork per request, drop.
+//!
+//! `cargo run --release --example fork_server [REQUESTS]`
+//!
+//! The guest boots and says that it is ready; that is the snapshot. Every
+//! request gets a VM of its own, which starts where the snapshot was taken and
+//! shares every page that it does not write.
+
+use std::time::Instant;
+
+use guest_images::Guest;
+use vmm::{Event, Host, Kernel, VmBuilder};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let requests: usize = std::env::args().nth(1).map_or(Ok(20), |arg| arg.parse())?;
+    let kernel = Kernel::from_bytes(Guest::Hello.image())?;
+    let template = VmBuilder::new(Host::open()?, kernel).build()?;
+    let event = template.run()?;
+    if event != Event::Ready {
+        return Err(format!("the guest did not get ready: {event:?}").into());
+    }
+    let snapshot = template.snapshot()?;
+
+    let mut times = Vec::new();
+    for request in 0..requests {
+        let started = Instant::now();
+        let vm = snapshot.fork()?;
+        let event = vm.run()?;
+        times.push(started.elapsed());
+        let output = vm.output();
+        println!(
+            "request {request}: VM {} {event:?} {:?}",
+            vm.number(),
+            String::from_utf8_lossy(&output)
+        );
+    }
+    times.sort_unstable();
+    if let (Some(least), Some(median)) = (times.first(), times.get(times.len() / 2)) {
+        println!("fork, run to the end: {least:.1?} at least, {median:.1?} in the middle");
+    }
+    let tree = template.stats()?.tree;
+    println!("{} frames are in use by {} VM", tree.frames(), tree.leaves);
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! The command line: arguments in, an exit code out.
+//!
+//! A guest's own exit code becomes the process's. The VMM's own failures have
+//! codes from `sysexits.h`, so that scripts can tell them apart; each comes
+//! with one line on standard error.
+
+mod args;
+mod demo;
+mod exit;
+mod family;
+
+use std::process::ExitCode;
+
+use vmm::{Host, Kernel, VmBuilder};
+
+use args::Args;
+use exit::Failure;
+
+/// Parses the arguments, does what they say, reports.
+pub(crate) fn main() -> ExitCode {
+    let args = match Args::from_command_line() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    start_logging(args.verbose);
+    match run(args) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("vmm: {}", failure.message());
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(args: Args) -> Result<u8, Failure> {
+    let Some(path) = args.kernel else {
+        let host = Host::open()?;
+        return demo::run(host, args.memory_bytes, args.cpus);
+    };
+    // Files first: what is wrong with them is known before any VM exists.
+    let kernel = Kernel::from_file(&path)?;
+    let initrd = args
+        .initrd
+        .as_deref()
+        .map(Kernel::read_initrd)
+        .transpose()?;
+    let mut builder = VmBuilder::new(Host::open()?, kernel)
+        .memory_bytes(args.memory_bytes)
+        .backing(args.backing)
+        .cpus(args.cpus)
+        .cmdline(args.cmdline)
+        .console(vmm::ConsoleMode::Stdout);
+    if let Some(initrd) = initrd {
+        builder = builder.initrd(initrd);
+    }
+    family::run(builder.build()?, args.max_forks)
+}
+
+fn start_logging(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format_timestamp(None)
+        .init();
+}

@@ -1,0 +1,135 @@
+//! A shell: a VM as KVM knows it, with nothing in it yet.
+//!
+//! A machine lives *in* a shell and can move to another one: that is how a
+//! running root is forked without copying its RAM. Building a shell (the VM,
+//! its irqchip, its vCPUs and memslots) takes longer than the pause of a fork
+//! may, so it is done ahead, while the machine still runs in its old one.
+
+// UNSAFETY: memslots: KVM reads and writes the host memory they name.
+#![expect(unsafe_code)]
+
+use std::io;
+use std::sync::Arc;
+
+use guestmem::RamWindow;
+use kvm_bindings::{CpuId, kvm_clock_data, kvm_userspace_memory_region};
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use super::host::Host;
+use super::kick::Kick;
+use super::state::{cpuid_for, effective_cpuid, enable_split_irqchip};
+
+/// Why KVM would not make a VM.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {op}: {source}")]
+pub struct ShellError {
+    op: &'static str,
+    source: io::Error,
+}
+
+fn failed(op: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> ShellError {
+    move |source| ShellError {
+        op,
+        source: source.into(),
+    }
+}
+
+/// A vCPU that is out of the guest, ready to be run by some thread.
+#[derive(Debug)]
+pub(crate) struct Vcpu {
+    pub(crate) fd: VcpuFd,
+    pub(crate) kick: Arc<Kick>,
+    /// A vCPU keeps its VM, and so the memslots, in being.
+    _window: RamWindow,
+}
+
+/// What is left of a shell when its vCPUs are out with their threads.
+#[derive(Debug)]
+pub(crate) struct Shell {
+    vm: VmFd,
+    /// Bound as memslots: it must stay mapped while `vm` exists, so it comes
+    /// after it.
+    _window: RamWindow,
+}
+
+impl Shell {
+    /// A VM with a split irqchip, vCPUs that have `cpuids`, and `window` bound
+    /// as its memory.
+    pub(crate) fn new(
+        host: &Host,
+        cpuids: &[CpuId],
+        window: RamWindow,
+    ) -> Result<(Self, Vec<Vcpu>), ShellError> {
+        let vm = host.kvm().create_vm().map_err(failed("create a VM"))?;
+        enable_split_irqchip(&vm).map_err(failed("split the irqchip"))?;
+        let vcpus = cpuids
+            .iter()
+            .zip(0..)
+            .map(|(cpuid, index)| {
+                let fd = vm.create_vcpu(index).map_err(failed("create a vCPU"))?;
+                fd.set_cpuid2(cpuid).map_err(failed("set a vCPU's CPUID"))?;
+                let kick = Kick::new(&fd).map_err(|source| ShellError {
+                    op: "map a vCPU's run page",
+                    source,
+                })?;
+                Ok(Vcpu {
+                    fd,
+                    kick: Arc::new(kick),
+                    _window: window.clone(),
+                })
+            })
+            .collect::<Result<Vec<_>, ShellError>>()?;
+        for ((region, address), slot) in window.regions().zip(0..) {
+            let memslot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.gpa.0,
+                memory_size: region.len_bytes(),
+                userspace_addr: address.addr().get() as u64,
+            };
+            // SAFETY: (1) the range is the window's region, which stays mapped
+            // until `window` is dropped, after the VM; (2) host code only
+            // touches it by raw pointer or volatile access.
+            unsafe { vm.set_user_memory_region(memslot) }.map_err(failed("bind RAM"))?;
+        }
+        Ok((
+            Self {
+                vm,
+                _window: window,
+            },
+            vcpus,
+        ))
+    }
+
+    /// The CPUID tables for `cpus` vCPUs as KVM itself completes them, so that
+    /// every shell of a machine gets the identical ones.
+    pub(crate) fn cpuids(host: &Host, cpus: u32) -> Result<Vec<CpuId>, ShellError> {
+        let vm = host.kvm().create_vm().map_err(failed("create a VM"))?;
+        enable_split_irqchip(&vm).map_err(failed("split the irqchip"))?;
+        (0..cpus)
+            .map(|index| {
+                let vcpu = vm
+                    .create_vcpu(index.into())
+                    .map_err(failed("create a vCPU"))?;
+                vcpu.set_cpuid2(&cpuid_for(host, index, cpus))
+                    .map_err(failed("set a vCPU's CPUID"))?;
+                effective_cpuid(&vcpu).map_err(failed("get a vCPU's CPUID"))
+            })
+            .collect()
+    }
+
+    /// The VM's clock, to go on with elsewhere.
+    pub(crate) fn clock(&self) -> Result<kvm_clock_data, ShellError> {
+        self.vm.get_clock().map_err(failed("get the clock"))
+    }
+
+    /// Lets the clock go on from `clock`, without a jump.
+    pub(crate) fn set_clock(&self, clock: &kvm_clock_data) -> Result<(), ShellError> {
+        // Without flags: what was read then is what it says now.
+        let clock = kvm_clock_data {
+            clock: clock.clock,
+            ..Default::default()
+        };
+        self.vm.set_clock(&clock).map_err(failed("set the clock"))
+    }
+}

@@ -1,0 +1,139 @@
+//! What a machine's vCPU threads and its owner share.
+//!
+//! Locks, in the order in which they may be taken: the owner's control lock,
+//! the gate, RAM, devices. A vCPU thread that is out holds none of them across
+//! an entry into the guest, and never takes the control lock, so that an owner
+//! who waits for vCPUs to park can wait with it held.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use guestmem::{Ram, RamLayout};
+use kvm_bindings::{CpuId, kvm_clock_data};
+
+use crate::devices::{Console, DeviceState, Devices};
+use crate::error::VmError;
+use crate::kvm::host::Host;
+use crate::kvm::shell::{Shell, Vcpu};
+use crate::kvm::state::VcpuState;
+use crate::vcpu::gate::Gate;
+
+/// What a machine and everything forked from it have in common.
+#[derive(Debug)]
+pub(crate) struct Family {
+    pub(crate) host: Arc<Host>,
+    /// One table a vCPU, as KVM completed it.
+    pub(crate) cpuids: Vec<CpuId>,
+    next_number: AtomicU64,
+    next_generation: AtomicU64,
+}
+
+impl Family {
+    pub(crate) fn new(host: Arc<Host>, cpuids: Vec<CpuId>) -> Arc<Self> {
+        Arc::new(Self {
+            host,
+            cpuids,
+            next_number: AtomicU64::new(0),
+            next_generation: AtomicU64::new(1),
+        })
+    }
+
+    /// A number for a new machine: 0 for the first, then 1, 2, …
+    pub(crate) fn next_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A generation that no machine of the family has had.
+    pub(crate) fn next_generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// One machine, as its vCPU threads see it.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) gate: Gate,
+    devices: Mutex<Devices>,
+    ram: Mutex<Ram>,
+    pub(crate) console: Arc<Console>,
+    pub(crate) family: Arc<Family>,
+    number: u64,
+    layout: RamLayout,
+}
+
+impl Machine {
+    pub(crate) fn new(
+        family: Arc<Family>,
+        number: u64,
+        vcpus: Vec<Vcpu>,
+        devices: Devices,
+        ram: Ram,
+        console: Arc<Console>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            gate: Gate::new(vcpus),
+            devices: Mutex::new(devices),
+            layout: ram.layout(),
+            ram: Mutex::new(ram),
+            console,
+            family,
+            number,
+        })
+    }
+
+    pub(crate) fn devices(&self) -> MutexGuard<'_, Devices> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn ram(&self) -> MutexGuard<'_, Ram> {
+        self.ram.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn layout(&self) -> RamLayout {
+        self.layout
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+/// All of a machine but its memory, as plain data.
+#[derive(Clone, Debug)]
+pub(crate) struct MachineState {
+    vcpus: Vec<VcpuState>,
+    pub(crate) devices: DeviceState,
+    clock: kvm_clock_data,
+}
+
+impl MachineState {
+    /// Reads it from a machine whose vCPUs are parked.
+    pub(crate) fn save<'a>(
+        machine: &Machine,
+        shell: &Shell,
+        vcpus: impl Iterator<Item = &'a Vcpu>,
+    ) -> Result<Self, VmError> {
+        let host = &machine.family.host;
+        let vcpus = vcpus
+            .enumerate()
+            .map(|(index, vcpu)| VcpuState::save(host, &vcpu.fd, index));
+        Ok(Self {
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+            clock: shell.clock()?,
+            devices: machine.devices().save(),
+        })
+    }
+
+    /// Sets clock and vCPUs of `shell`; devices are not the shell's.
+    pub(crate) fn restore<'a>(
+        &self,
+        shell: &Shell,
+        vcpus: impl Iterator<Item = &'a Vcpu>,
+    ) -> Result<(), VmError> {
+        shell.set_clock(&self.clock)?;
+        for (index, (state, vcpu)) in self.vcpus.iter().zip(vcpus).enumerate() {
+            state.restore(&vcpu.fd, index)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! A vCPU thread: from one stop to the next.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use super::exit::{Outcome, enter, fault, follow_up};
+use crate::devices::Asked;
+use crate::event::Event;
+use crate::kvm::shell::Vcpu;
+use crate::machine::Machine;
+
+/// Starts the thread of vCPU `index`.
+pub(crate) fn spawn(machine: &Arc<Machine>, index: usize) -> io::Result<JoinHandle<()>> {
+    let machine = Arc::clone(machine);
+    let name = format!("vm{}-vcpu{index}", machine.number());
+    std::thread::Builder::new().name(name).spawn(move || {
+        while let Some(mut vcpu) = machine.gate.take(index) {
+            vcpu.kick.adopt();
+            let event = run(&mut vcpu, index, &machine);
+            vcpu.kick.disown();
+            machine.gate.park(index, vcpu, event);
+        }
+    })
+}
+
+/// Runs `vcpu` until it is wanted out, or something stops the machine.
+fn run(vcpu: &mut Vcpu, index: usize, machine: &Machine) -> Option<Event> {
+    loop {
+        // In this order: see `kvm::kick`.
+        vcpu.kick.clear();
+        if machine.gate.wants_out() {
+            return None;
+        }
+        match enter(vcpu, index, machine) {
+            Outcome::Interrupted => {}
+            Outcome::Fault(kind) => return Some(Event::Failed(fault(vcpu, index, kind))),
+            Outcome::Served(asked) => {
+                let event = follow_up(asked, vcpu, index, machine);
+                if event.is_some() || machine.gate.wants_out() {
+                    return finish(vcpu, index, machine, event);
+                }
+            }
+        }
+    }
+}
+
+/// Lets KVM finish the instruction whose access was served, without entering
+/// the guest. Until then its registers are from before it: a fork would do it
+/// twice, or never.
+fn finish(vcpu: &mut Vcpu, index: usize, machine: &Machine, event: Option<Event>) -> Option<Event> {
+    let mut event = event;
+    loop {
+        vcpu.kick.only_finish();
+        let next = match enter(vcpu, index, machine) {
+            Outcome::Interrupted => return event,
+            Outcome::Fault(kind) => Some(Event::Failed(fault(vcpu, index, kind))),
+            // One instruction may take several accesses.
+            Outcome::Served(Asked::Nothing) => None,
+            Outcome::Served(asked) => follow_up(asked, vcpu, index, machine),
+        };
+        let failed = matches!(next, Some(Event::Failed(_)));
+        event = event.or(next);
+        if failed {
+            return event;
+        }
+    }
+}

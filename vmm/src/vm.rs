@@ -1,0 +1,386 @@
+//! The handle on one machine.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use guestmem::{CloneTree, GuestRam, Ram, RamStats, TreeStats, Writers};
+
+use crate::error::VmError;
+use crate::event::{Event, Fault, FaultKind};
+use crate::kvm::shell::Shell;
+use crate::machine::{Machine, MachineState};
+use crate::reaper::{self, Retired};
+use crate::snapshot::Snapshot;
+use crate::vcpu::gate::GateState;
+use crate::vcpu::run;
+
+/// A virtual machine: paused when it is made, and then whatever its owner
+/// says. All methods may be called from any thread; dropping it stops the
+/// machine and gives back all that only it had.
+///
+/// ```no_run
+/// use vmm::{Event, Host, Kernel, VmBuilder};
+///
+/// let kernel = Kernel::from_file("guest.bin".as_ref())?;
+/// let vm = VmBuilder::new(Host::open()?, kernel).build()?;
+/// assert_eq!(vm.run()?, Event::Ready);
+/// let child = vm.fork()?; // shares every page until one of them writes it
+/// println!("child: {:?}, parent: {:?}", child.run()?, vm.run()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Vm {
+    control: Mutex<Control>,
+    machine: Arc<Machine>,
+}
+
+/// What only the owner's calls use, one at a time.
+#[derive(Debug)]
+struct Control {
+    shell: Shell,
+    threads: Vec<JoinHandle<()>>,
+    retired: Vec<Retired>,
+}
+
+/// What a VM costs and shares, settled when it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmStats {
+    /// This VM's RAM.
+    pub ram: RamStats,
+    /// All of its clone tree.
+    pub tree: TreeStats,
+}
+
+impl Vm {
+    pub(crate) fn new(machine: Arc<Machine>, shell: Shell) -> Self {
+        let control = Control {
+            shell,
+            threads: Vec::new(),
+            retired: Vec::new(),
+        };
+        Self {
+            control: Mutex::new(control),
+            machine,
+        }
+    }
+
+    /// Its number in its family: 0 is the VM that was built, forks are 1, 2, …
+    pub fn number(&self) -> u64 {
+        self.machine.number()
+    }
+
+    /// Lets the VM run, and returns at once. A fork that the guest asked for
+    /// and nobody made is refused. A running VM goes on running.
+    ///
+    /// # Errors
+    /// If the guest has ended, or the host has no thread for a vCPU.
+    pub fn resume(&self) -> Result<(), VmError> {
+        let mut control = self.control();
+        if self.machine.gate.is_running() {
+            return Ok(());
+        }
+        drop(self.pause_gate()?);
+        self.machine.devices().control.answer_fork(None);
+        self.go(&mut control)
+    }
+
+    /// Stops the VM, wherever it is. Its vCPUs have left the guest when this
+    /// returns, and every device access they had begun is finished.
+    ///
+    /// # Errors
+    /// If a vCPU will not stop because the host hangs.
+    pub fn pause(&self) -> Result<(), VmError> {
+        let _control = self.control();
+        self.pause_gate().map(drop)
+    }
+
+    /// Waits until something stops the VM, and says what. A VM that is stopped
+    /// already says why at once.
+    pub fn wait(&self) -> Event {
+        loop {
+            if let Some(event) = self.machine.gate.wait(None) {
+                self.machine.console.flush();
+                return event;
+            }
+        }
+    }
+
+    /// As [`wait`](Self::wait), for at most `timeout`; `None` if the VM still
+    /// runs then.
+    pub fn wait_for(&self, timeout: Duration) -> Option<Event> {
+        self.machine.gate.wait(Some(timeout))
+    }
+
+    /// Resumes the VM and waits until something stops it.
+    ///
+    /// # Errors
+    /// As [`resume`](Self::resume).
+    pub fn run(&self) -> Result<Event, VmError> {
+        self.resume()?;
+        Ok(self.wait())
+    }
+
+    /// Makes a second VM that is what this one is now: memory, vCPUs, devices.
+    /// They share every page until one of them writes it. This VM is paused
+    /// for a moment if it runs, and goes on; the child is paused.
+    ///
+    /// If the guest has asked to be forked, this is the answer: its call
+    /// returns 0 here and the child's [number](Self::number) in the child.
+    ///
+    /// # Errors
+    /// If the guest has ended, or the host lacks memory or will not make a VM.
+    pub fn fork(&self) -> Result<Vm, VmError> {
+        let snapshot = self.freeze(|machine, gate| {
+            machine.devices().control.answer_fork(Some(0));
+            gate.forget(|event| *event == Event::ForkRequest);
+        })?;
+        snapshot.fork()
+    }
+
+    /// Remembers what this VM is now, to [reset](Self::reset) it to and to
+    /// fork others from, any number of times. It is paused for a moment if it
+    /// runs, and goes on.
+    ///
+    /// # Errors
+    /// As [`fork`](Self::fork).
+    pub fn snapshot(&self) -> Result<Snapshot, VmError> {
+        self.freeze(|_, _| {})
+    }
+
+    /// Makes this VM what it was when `snapshot` was taken of it or of one it
+    /// descends from. It is paused afterwards; output that was captured stays.
+    ///
+    /// Quick (what the guest has dirtied is copied back) when `snapshot` is the
+    /// last one taken and the VM was not forked since; otherwise the VM moves
+    /// to fresh memory, as a fork does.
+    ///
+    /// # Errors
+    /// If the snapshot is of another family, or the host lacks memory. If a
+    /// vCPU's state is refused half-way, the VM has [failed](Event::Failed),
+    /// and may be reset again.
+    pub fn reset(&self, snapshot: &Snapshot) -> Result<(), VmError> {
+        let machine = &self.machine;
+        if !Arc::ptr_eq(&machine.family, &snapshot.family) {
+            return Err(VmError::ForeignSnapshot);
+        }
+        let mut control = self.control();
+        let mut gate = self.pause_gate()?;
+        let mut ram = machine.ram();
+        let restored = if ram.can_reset_to(&snapshot.layer) {
+            ram.reset(&snapshot.layer)?;
+            snapshot.state.restore(&control.shell, gate.vcpus())
+        } else {
+            control.move_to(&mut gate, &mut ram, snapshot)
+        };
+        drop(ram);
+        gate.forget(|_| true);
+        if let Err(error) = restored {
+            gate.fail(Event::Failed(Fault {
+                vcpu: 0,
+                rip: None,
+                kind: FaultKind::Kvm {
+                    what: format!("a reset went wrong: {error}"),
+                },
+            }));
+            return Err(error);
+        }
+        let mut devices = machine.devices();
+        devices.restore(&snapshot.state.devices);
+        devices
+            .control
+            .set_generation(machine.family.next_generation());
+        Ok(())
+    }
+
+    /// What this VM owns, sees and is charged for, to the page. It may run
+    /// meanwhile; the figures are exact if it is paused.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub fn stats(&self) -> Result<VmStats, VmError> {
+        let _control = self.control();
+        let ram = self.machine.ram();
+        Ok(VmStats {
+            ram: ram.stats()?,
+            tree: ram.tree().stats()?,
+        })
+    }
+
+    /// Reads back what the kernel did, and gives back the pages that hold
+    /// nothing but zeros. The VM is paused meanwhile if it runs.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub fn settle(&self) -> Result<(), VmError> {
+        let mut control = self.control();
+        let running = self.machine.gate.is_running();
+        let gate = self.pause_gate()?;
+        let settled = self.machine.ram().settle(Writers::Stopped);
+        drop(gate);
+        if running {
+            self.go(&mut control)?;
+        }
+        Ok(settled?)
+    }
+
+    /// The clone tree its RAM is part of.
+    pub fn tree(&self) -> Arc<CloneTree> {
+        Arc::clone(self.machine.ram().tree())
+    }
+
+    /// Its memory, by guest-physical address. After a fork of the built VM or
+    /// a reset ask again: the VM may have moved to another window.
+    pub fn guest_ram(&self) -> GuestRam {
+        self.machine.ram().guest_ram()
+    }
+
+    /// Where its memory is in this process, as `/proc/self/smaps` lists it.
+    pub fn host_range(&self) -> std::ops::Range<usize> {
+        self.machine.ram().window().host_range()
+    }
+
+    /// What the guest has written to its consoles so far, if it is captured.
+    pub fn output(&self) -> Vec<u8> {
+        self.machine.console.output()
+    }
+
+    /// Gives the guest input on its serial port; returns how many bytes there
+    /// was room for.
+    pub fn feed_input(&self, bytes: &[u8]) -> usize {
+        self.machine.console.feed(bytes)
+    }
+
+    /// Pauses, takes all there is of the machine into a snapshot, lets `then`
+    /// do something while it is still paused, and goes on if it ran.
+    fn freeze(&self, then: impl FnOnce(&Machine, &mut GateState)) -> Result<Snapshot, VmError> {
+        let mut control = self.control();
+        let machine = &*self.machine;
+        let running = machine.gate.is_running();
+        // All that takes long or may fail comes first, while the VM runs.
+        let ahead = {
+            let ram = machine.ram();
+            ram.prepare_freeze()?;
+            match ram.moves_when_frozen() {
+                true => {
+                    let staged = ram.stage()?;
+                    let window = ram.staged_window(&staged);
+                    let family = &machine.family;
+                    Some((staged, Shell::new(&family.host, &family.cpuids, window)?))
+                }
+                false => None,
+            }
+        };
+        let mut gate = self.pause_gate()?;
+        let frozen = control.freeze_paused(machine, &mut gate, ahead);
+        if frozen.is_ok() {
+            then(machine, &mut gate);
+        }
+        drop(gate);
+        if running {
+            machine.gate.resume();
+        }
+        frozen
+    }
+
+    fn pause_gate(&self) -> Result<MutexGuard<'_, GateState>, VmError> {
+        self.machine.gate.pause().map_err(|_| VmError::Stuck)
+    }
+
+    /// Lets the paused VM run; its threads are started when first needed.
+    fn go(&self, control: &mut Control) -> Result<(), VmError> {
+        let gate = self.pause_gate()?;
+        if let Some(event) = gate.final_event() {
+            return Err(VmError::Ended(event.clone()));
+        }
+        let cpus = gate.vcpus().count();
+        drop(gate);
+        for index in control.threads.len()..cpus {
+            let thread = run::spawn(&self.machine, index).map_err(VmError::Thread)?;
+            control.threads.push(thread);
+        }
+        self.machine.gate.resume();
+        Ok(())
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Ahead = (
+    guestmem::StagedWindow,
+    (Shell, Vec<crate::kvm::shell::Vcpu>),
+);
+
+impl Control {
+    /// The part of a freeze that happens under the pause.
+    fn freeze_paused(
+        &mut self,
+        machine: &Machine,
+        gate: &mut GateState,
+        ahead: Option<Ahead>,
+    ) -> Result<Snapshot, VmError> {
+        if let Some(event) = gate.final_event() {
+            return Err(VmError::Ended(event.clone()));
+        }
+        let state = MachineState::save(machine, &self.shell, gate.vcpus())?;
+        let mut ram = machine.ram();
+        let layer = match ahead {
+            Some((staged, (shell, vcpus))) => {
+                state.restore(&shell, vcpus.iter())?;
+                // Nothing fails from here on.
+                let (layer, window) = ram.freeze_root(staged);
+                let old_vcpus = gate.replace(vcpus);
+                let old_shell = std::mem::replace(&mut self.shell, shell);
+                self.retire((old_vcpus, old_shell, window));
+                layer
+            }
+            None => ram.freeze_in_place()?,
+        };
+        Ok(Snapshot::new(
+            Arc::clone(&machine.family),
+            layer,
+            state,
+            machine.console.mode(),
+        ))
+    }
+
+    /// Moves the machine to fresh memory and a fresh shell, made of `snapshot`.
+    fn move_to(
+        &mut self,
+        gate: &mut GateState,
+        ram: &mut Ram,
+        snapshot: &Snapshot,
+    ) -> Result<(), VmError> {
+        let (new_ram, shell, vcpus) = snapshot.embody()?;
+        let old_vcpus = gate.replace(vcpus);
+        let old_shell = std::mem::replace(&mut self.shell, shell);
+        let old_ram = std::mem::replace(ram, new_ram);
+        self.retire((old_vcpus, old_shell, old_ram));
+        Ok(())
+    }
+
+    fn retire(&mut self, remains: impl Send + 'static) {
+        self.retired.retain(|retired| !retired.is_done());
+        self.retired.push(reaper::retire(remains));
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.machine.gate.quit();
+        let control = self
+            .control
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        for thread in control.threads.drain(..) {
+            // A vCPU thread that panicked has said so on stderr.
+            let _ = thread.join();
+        }
+        // What it had before counts as its own until it is gone.
+        for retired in control.retired.drain(..) {
+            retired.wait();
+        }
+    }
+}
