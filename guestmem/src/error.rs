@@ -19,12 +19,14 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// RAM larger than a clone tree can number.
-    #[error("{wanted} pages of RAM are more than the {most} that a clone tree can number")]
-    TooManyPages {
-        /// Pages asked for.
-        wanted: u64,
+    #[error(
+        "{wanted_bytes} bytes of RAM are more than the {most_bytes} that a clone tree can number"
+    )]
+    TooMuchRam {
+        /// Bytes asked for.
+        wanted_bytes: u64,
         /// Most there may be.
-        most: u64,
+        most_bytes: u64,
     },
     /// No frame numbers left in the tree.
     #[error("no room for {wanted} more frames in this clone tree: drop a VM or a snapshot of it")]

@@ -30,9 +30,9 @@ impl Arena {
     pub(crate) fn new(root_pages: u64) -> Result<Self, MemoryError> {
         let most = u64::from(FIRST_PRIVATE);
         if root_pages > most / 2 {
-            return Err(MemoryError::TooManyPages {
-                wanted: root_pages,
-                most: most / 2,
+            return Err(MemoryError::TooMuchRam {
+                wanted_bytes: root_pages * PAGE_SIZE,
+                most_bytes: most / 2 * PAGE_SIZE,
             });
         }
         let nr_pages = (root_pages * ROOM_PER_ROOT).clamp(LEAST_ROOM, most);

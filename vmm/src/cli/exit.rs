@@ -1,6 +1,6 @@
 //! Exit codes of the VMM's own failures.
 
-use vmm::{BuildError, Event, HostError, KernelError, VmError};
+use vmm::{BuildError, Event, HostError, KernelError, MemoryError, VmError};
 
 /// Wrong arguments.
 pub(crate) const USAGE: u8 = 64;
@@ -89,7 +89,8 @@ impl From<BuildError> for Failure {
             BuildError::Boot(_) => BAD_IMAGE,
             BuildError::Layout(_)
             | BuildError::BeyondAddressSpace { .. }
-            | BuildError::Cpus { .. } => BAD_CONFIG,
+            | BuildError::Cpus { .. }
+            | BuildError::Memory(MemoryError::TooMuchRam { .. }) => BAD_CONFIG,
             _ => HOST,
         };
         Self::new(&error, code)
