@@ -74,5 +74,5 @@ fn replace(node: &mut crate::tree::Node, page: PageIdx, frame: FrameId) {
         .list
         .insert(page.byte_offset(), PageOrMarker::page(frame))
         .expect("the slot is there");
-    let _private = before.into_frame();
+    let _private = before.take_frame();
 }

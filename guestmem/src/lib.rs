@@ -40,6 +40,7 @@ mod frame;
 mod freeze;
 mod guest_ram;
 mod layout;
+mod pages;
 mod ram;
 mod reset;
 mod settle;

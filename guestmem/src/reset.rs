@@ -9,6 +9,7 @@ use crate::clone_tree::State;
 use crate::error::MemoryError;
 use crate::frame::{FrameHome, FrameSet, home};
 use crate::layout::{PAGE_SIZE, PageIdx};
+use crate::pages::ByPage;
 use crate::settle::pages;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Seen, Tree};
@@ -40,10 +41,11 @@ pub(crate) fn copy_back(
     // The window also differs where anonymous memory was mapped over it, and
     // where it shows what the leaf got from a layer that collapsed into it.
     let own = &tree.node(leaf).list;
+    let all = 0..tree.nr_pages();
     let other = at_leaf
         .overlaid
-        .runs(0, tree.end_bytes())
-        .chain(own.runs(0, tree.end_bytes()));
+        .runs_in(all.clone())
+        .chain(own.runs_in(all));
     let other = other.map(|run| PageIdx(run.start / PAGE_SIZE)..PageIdx(run.end / PAGE_SIZE));
     let dirty: Vec<_> = private.into_iter().chain(other).collect();
     for run in &dirty {

@@ -15,6 +15,7 @@ use crate::clone_tree::{Leaf, MAP_BUDGET, State};
 use crate::error::MemoryError;
 use crate::frame::{Arena, FrameHome, FrameSet, home, private_frame};
 use crate::layout::{PAGE_SIZE, PageIdx};
+use crate::pages::ByPage;
 use crate::sys::page::Page;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Reading, Role, Seen, Tree};
@@ -45,12 +46,10 @@ pub(crate) fn settle_leaf(
 fn list_root_pages(tree: &mut Tree, arena: &Arena, node: NodeId) -> Result<(), MemoryError> {
     for data in arena.root_data()? {
         let list = &mut tree.node_mut(node).list;
-        let gaps: Vec<_> = list
-            .gaps(data.start * PAGE_SIZE, data.end * PAGE_SIZE)
-            .collect();
+        let gaps: Vec<_> = list.gaps_in(data).collect();
         for gap in gaps {
-            let first = frame(gap.start / PAGE_SIZE);
-            list.insert_frames(gap.start, first, (gap.end - gap.start) / PAGE_SIZE)
+            let offset = PageIdx(gap.start).byte_offset();
+            list.insert_frames(offset, frame(gap.start), gap.end - gap.start)
                 .map_err(|_| MemoryError::Bookkeeping)?;
         }
     }
@@ -95,13 +94,13 @@ fn list_private_pages(
         let entry = PageOrMarker::page(private_frame(page));
         match tree.node_mut(leaf).list.insert(offset, entry) {
             Ok(before) => {
-                if let Some(frame) = before.into_frame() {
+                if let Some(frame) = before.take_frame() {
                     replaced.add(frame);
                 }
                 Ok(())
             }
             Err(refused) => {
-                let _private = refused.into_entry().into_frame();
+                let _private = refused.into_entry().take_frame();
                 Err(MemoryError::Bookkeeping)
             }
         }
@@ -187,7 +186,7 @@ pub(crate) fn zero_slot(
     } else {
         list.remove_page(offset)
     };
-    if let Some(frame) = before.into_frame() {
+    if let Some(frame) = before.take_frame() {
         freed.add(frame);
     }
     Ok(())
@@ -290,7 +289,7 @@ fn make_room(at_leaf: &mut Leaf, run: &Range<PageIdx>) -> Result<bool, MemoryErr
     let nr_pages = range.end - range.start;
     let (start, end) = (run.start.byte_offset(), run.end.byte_offset());
     let anonymous =
-        !window.maps_file_in(&range) || at_leaf.overlaid.gaps(start, end).next().is_none();
+        !window.maps_file_in(&range) || at_leaf.overlaid.gaps_in(range.clone()).next().is_none();
     if anonymous {
         window
             .mapping()
@@ -301,14 +300,16 @@ fn make_room(at_leaf: &mut Leaf, run: &Range<PageIdx>) -> Result<bool, MemoryErr
     if window.nr_maps() + at_leaf.nr_overlays >= MAP_BUDGET {
         return Ok(false);
     }
-    let fresh: Vec<_> = at_leaf.overlaid.gaps(start, end).collect();
+    let fresh: Vec<_> = at_leaf.overlaid.gaps_in(range.clone()).collect();
     at_leaf
         .overlaid
         .mark(start, end, |_, _| {})
         .map_err(|_| MemoryError::Bookkeeping)?;
     if let Err(source) = window.mapping().map_zero(range) {
         for gap in fresh {
-            let cleared = at_leaf.overlaid.clear(gap.start, gap.end, |_, _| {});
+            let (start, end) = (PageIdx(gap.start), PageIdx(gap.end));
+            let overlaid = &mut at_leaf.overlaid;
+            let cleared = overlaid.clear(start.byte_offset(), end.byte_offset(), |_, _| {});
             cleared.map_err(|_| MemoryError::Bookkeeping)?;
         }
         return Err(MemoryError::os("map zero pages", nr_pages, source));

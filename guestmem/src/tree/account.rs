@@ -13,6 +13,7 @@ use super::view::{Source, ViewRun};
 use super::{NodeId, Role, Tree};
 use crate::frame::{FrameHome, FrameSet, home};
 use crate::layout::PAGE_SIZE;
+use crate::pages::ByPage;
 
 /// Pages a viewer sees, by the number of viewers that share them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -137,11 +138,11 @@ impl Viewers {
             .ids()
             .filter(|id| tree.node(*id).role() != Role::Leaf)
             .collect();
-        let end = tree.end_bytes();
+        let pages = 0..tree.nr_pages();
         for id in layers {
             let list = &mut tree.node_mut(id).list;
             let mut unseen: Vec<Range<u64>> = Vec::new();
-            for run in list.runs(0, end) {
+            for run in list.runs_in(pages.clone()) {
                 let run = ViewRun::from(run);
                 let Some(pages) = file_pages(&run) else {
                     continue;
@@ -181,7 +182,7 @@ fn file_pages(run: &ViewRun) -> Option<Range<u64>> {
 impl Tree {
     /// The file pages that the list of `id` holds, in runs.
     pub(crate) fn file_runs_of(&self, id: NodeId) -> impl Iterator<Item = Range<u64>> + '_ {
-        let runs = self.node(id).list.runs(0, self.end_bytes());
+        let runs = self.node(id).list.runs_in(0..self.nr_pages());
         runs.filter_map(|run| file_pages(&ViewRun::from(run)))
     }
 

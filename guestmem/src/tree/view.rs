@@ -7,6 +7,7 @@ use pagelist::{FrameId, Run, RunKind, SlotRef};
 
 use super::{NodeId, Tree};
 use crate::layout::{PAGE_SIZE, PageIdx};
+use crate::pages::ByPage;
 
 /// What a reader of one page gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,7 +97,7 @@ impl Tree {
         let mut cover = Cover::default();
         for id in self.chain(from) {
             let node = self.node(id);
-            for run in node.list.runs(0, self.end_bytes()) {
+            for run in node.list.runs_in(0..self.nr_pages()) {
                 cover.put_under(&run.into());
             }
             if node.is_unread_layer() {
