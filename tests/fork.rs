@@ -8,44 +8,73 @@ use std::time::Duration;
 use guest_images::Guest;
 use guest_images::worker::command;
 use tests::{REFUSED, Worker, builder, kvm, output, run_to_end};
+use vm_memory::{Bytes, GuestAddress};
 use vmm::{Event, Vm, VmError};
 
 /// Lets a running VM get somewhere. Nothing depends on how far.
 const A_WHILE: Duration = Duration::from_millis(2);
 
+/// Lets a VM run and forks it in flight, up to `forks` times. A guest that had
+/// ended before the first fork is started again: the machine may be busy.
+fn fork_in_flight(build: impl Fn() -> Vm, forks: usize) -> (Vm, Vec<Vm>) {
+    loop {
+        let vm = build();
+        vm.resume().unwrap();
+        let mut children = Vec::new();
+        while children.len() < forks {
+            match vm.fork() {
+                Ok(child) => children.push(child),
+                Err(VmError::Ended(_)) => break,
+                Err(error) => panic!("{error}"),
+            }
+            vm.wait_for(A_WHILE / 4);
+        }
+        if !children.is_empty() {
+            return (vm, children);
+        }
+    }
+}
+
+/// Rounds that a `counter` has done so far.
+fn rounds(vm: &Vm) -> u64 {
+    let progress = GuestAddress(Guest::Counter.free_start());
+    vm.guest_ram().read_obj(progress).unwrap()
+}
+
+/// Waits until a running `counter` has done so many rounds.
+fn run_until(vm: &Vm, wanted: u64) {
+    while rounds(vm) < wanted {
+        let stopped = vm.wait_for(Duration::from_micros(200));
+        assert_eq!(stopped, None, "VM {}: {}", vm.number(), output(vm));
+    }
+}
+
 #[test]
 fn a_fork_of_a_running_counter_continues_exactly_in_parent_and_child() {
     let Some(host) = kvm() else { return };
-    let vm = builder(&host, Guest::Counter)
-        .cmdline("rounds=600")
-        .build()
-        .unwrap();
+    let vm = builder(&host, Guest::Counter).build().unwrap();
     vm.resume().unwrap();
     let mut vms = vec![vm];
     for _ in 0..8 {
         // Each fork is a generation deeper; all of them run.
         let newest = vms.last().unwrap();
-        newest.wait_for(A_WHILE);
-        match newest.fork() {
-            Ok(child) => {
-                child.resume().unwrap();
-                vms.push(child);
-            }
-            Err(VmError::Ended(_)) => break,
-            Err(error) => panic!("{error}"),
-        }
+        run_until(newest, rounds(newest) + 2);
+        let child = newest.fork().unwrap();
+        child.resume().unwrap();
+        vms.push(child);
     }
-    assert!(vms.len() > 2, "the counter ends too soon to be forked");
     for vm in &vms {
-        // The guest itself compares register, SSE register and memory.
+        // The guest compares register, SSE register and memory each round, and
+        // ends when they differ.
+        run_until(vm, rounds(vm) + 5);
+        vm.pause().unwrap();
         assert_eq!(
             vm.wait(),
-            Event::Exited(0),
+            Event::Paused,
             "VM {}: {}",
             vm.number(),
             output(vm)
         );
-        assert_eq!(output(vm), "counted 39321600\n");
     }
 }
 
@@ -107,19 +136,17 @@ fn sixty_four_children_of_one_template_are_isolated_from_each_other() {
 #[test]
 fn a_fork_while_interrupts_arrive_loses_none_that_matter() {
     let Some(host) = kvm() else { return };
-    let vm = builder(&host, Guest::Timer)
-        .cmdline("ticks=40")
-        .build()
-        .unwrap();
-    vm.resume().unwrap();
-    let mut vms = vec![vm];
-    for _ in 0..6 {
-        vms[0].wait_for(A_WHILE);
-        let Ok(child) = vms[0].fork() else { break };
+    let build = || {
+        builder(&host, Guest::Timer)
+            .cmdline("ticks=40")
+            .build()
+            .unwrap()
+    };
+    let (parent, children) = fork_in_flight(build, 6);
+    for child in &children {
         child.resume().unwrap();
-        vms.push(child);
     }
-    for vm in &vms {
+    for vm in children.iter().chain([&parent]) {
         // A lost timer would leave it waiting for ever.
         let event = vm.wait_for(Duration::from_secs(60));
         assert_eq!(event, Some(Event::Exited(0)), "VM {}", vm.number());
@@ -130,19 +157,13 @@ fn a_fork_while_interrupts_arrive_loses_none_that_matter() {
 fn a_fork_in_the_middle_of_device_accesses_repeats_and_loses_none() {
     let Some(host) = kvm() else { return };
     let text: String = (1..=400).map(|number| format!("{number}\n")).collect();
-    let vm = builder(&host, Guest::Talk)
-        .cmdline("lines=400")
-        .build()
-        .unwrap();
-    vm.resume().unwrap();
-    let mut children = Vec::new();
-    while let Ok(child) = vm.fork() {
-        children.push(child);
-        if children.len() == 20 {
-            break;
-        }
-    }
-    assert!(!children.is_empty(), "the guest ends too soon to be forked");
+    let build = || {
+        builder(&host, Guest::Talk)
+            .cmdline("lines=400")
+            .build()
+            .unwrap()
+    };
+    let (vm, children) = fork_in_flight(build, 20);
     assert_eq!(vm.wait(), Event::Exited(0));
     assert_eq!(output(&vm), text);
     for child in &children {
@@ -179,21 +200,15 @@ fn what_parent_and_child_print_after_a_fork_follows_what_was_printed_before() {
 #[test]
 fn a_fork_of_two_vcpus_keeps_both() {
     let Some(host) = kvm() else { return };
-    let vm = builder(&host, Guest::Smp)
-        .cpus(2)
-        .cmdline("steps=3000000")
-        .build()
-        .unwrap();
-    vm.resume().unwrap();
-    let mut vms = vec![vm];
-    for _ in 0..4 {
-        vms[0].wait_for(A_WHILE);
-        let Ok(child) = vms[0].fork() else { break };
+    let build = || {
+        let builder = builder(&host, Guest::Smp).cpus(2);
+        builder.cmdline("steps=3000000").build().unwrap()
+    };
+    let (parent, children) = fork_in_flight(build, 4);
+    for child in &children {
         child.resume().unwrap();
-        vms.push(child);
     }
-    assert!(vms.len() > 1, "the guest ends too soon to be forked");
-    for vm in &vms {
+    for vm in children.iter().chain([&parent]) {
         assert_eq!(
             vm.wait(),
             Event::Exited(0),

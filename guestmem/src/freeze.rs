@@ -9,7 +9,7 @@ use pagelist::{FrameId, PageOrMarker};
 use crate::clone_tree::{Leaf, State};
 use crate::error::MemoryError;
 use crate::frame::FrameSet;
-use crate::layout::PageIdx;
+use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::settle::{private_pages, settle_leaf, zero_slot};
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Reading};
@@ -47,7 +47,7 @@ pub(crate) fn copy_private(
         // Noted ahead: where a copy is noted and the list holds the page too,
         // the list decides.
         copies
-            .insert(offset, PageOrMarker::marker())
+            .mark(offset, offset + PAGE_SIZE, |_, _| {})
             .map_err(|_| MemoryError::Bookkeeping)?;
         match window.page(page).read() {
             content if content.is_zero() => zero.push(page),

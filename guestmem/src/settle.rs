@@ -89,7 +89,7 @@ fn list_private_pages(
             ) {
                 return Ok(());
             }
-            at_leaf.copies.remove_page(offset);
+            let _copy_no_more = at_leaf.copies.remove_page(offset);
         }
         let entry = PageOrMarker::page(private_frame(page));
         match tree.node_mut(leaf).list.insert(offset, entry) {

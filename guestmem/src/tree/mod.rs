@@ -265,7 +265,7 @@ impl Tree {
     fn drop_idle_marker(&mut self, id: NodeId, page: PageIdx) {
         let is_marker = self.node(id).list.get(page.byte_offset()) == SlotRef::Marker;
         if is_marker && self.below(id, page) == Seen::Nothing {
-            self.node_mut(id).list.remove_page(page.byte_offset());
+            let _marker = self.node_mut(id).list.remove_page(page.byte_offset());
         }
     }
 

@@ -108,7 +108,7 @@ impl Host {
                 version,
             });
         }
-        if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+        if let Some(name) = lacking(|cap| kvm.check_extension(cap)) {
             return Err(HostError::Lacks { name });
         }
         let ask = |op| {
@@ -183,10 +183,46 @@ fn open(path: &Path) -> Result<Kvm, HostError> {
     })
 }
 
+/// The first needed capability that a host does not have.
+fn lacking(has: impl Fn(Cap) -> bool) -> Option<&'static str> {
+    let missing = NEEDED.iter().find(|(cap, _)| !has(*cap));
+    missing.map(|(_, name)| *name)
+}
+
 /// Bytes that KVM_GET_XSAVE2 fills for this process.
 fn xsave_bytes(vm: &VmFd) -> usize {
     let plain = size_of::<kvm_bindings::kvm_xsave>();
     usize::try_from(vm.check_extension_int(Cap::Xsave2))
         .unwrap_or(0)
         .max(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_kvm_is_refused_by_name() {
+        let error = |path: &str| Host::open_at(Path::new(path)).unwrap_err();
+        let missing = error("/dev/no-such-kvm");
+        assert!(matches!(missing, HostError::Missing { .. }), "{missing}");
+        let null = error("/dev/null");
+        assert!(matches!(null, HostError::NotKvm { .. }), "{null}");
+        let directory = error("/dev");
+        assert!(matches!(directory, HostError::Open { .. }), "{directory}");
+        for (error, path) in [
+            (missing, "/dev/no-such-kvm"),
+            (null, "/dev/null"),
+            (directory, "/dev"),
+        ] {
+            assert!(error.to_string().contains(path), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_capability_that_is_lacking_is_named() {
+        let has = |cap: Cap| cap != Cap::SplitIrqchip;
+        assert_eq!(lacking(has), Some("KVM_CAP_SPLIT_IRQCHIP"));
+        assert_eq!(lacking(|_| true), None);
+    }
 }
