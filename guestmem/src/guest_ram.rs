@@ -1,8 +1,5 @@
 //! A VM's RAM through vm-memory's traits, for loaders and devices.
 
-// UNSAFETY: volatile slices are made from the window's addresses.
-#![expect(unsafe_code)]
-
 use std::sync::Arc;
 
 use vm_memory::bitmap::{BS, Bitmap};
@@ -53,15 +50,6 @@ impl GuestMemoryRegion for WindowRegion {
         ().slice_at(0)
     }
 
-    fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8> {
-        let addr = self
-            .check_address(addr)
-            .ok_or(Error::InvalidBackendAddress)?;
-        let start = self.window.region_start(&self.region);
-        // SAFETY: `check_address` found it inside the region.
-        Ok(unsafe { start.add(addr.0 as usize) }.as_ptr())
-    }
-
     fn get_slice(
         &self,
         offset: MemoryRegionAddress,
@@ -71,11 +59,9 @@ impl GuestMemoryRegion for WindowRegion {
         if end.is_none_or(|end| end > self.len()) {
             return Err(Error::InvalidBackendAddress);
         }
-        let start = self.window.region_start(&self.region);
-        // SAFETY: (1) `offset + count` lies within the region, which is mapped
-        // readable and writable as long as `self` holds the window; (2) all
-        // other users access it by raw pointer or are the guest itself.
-        Ok(unsafe { VolatileSlice::new(start.add(offset.0 as usize).as_ptr(), count) })
+        let in_window = self.region.first.byte_offset() + offset.0;
+        let slice = self.window.window.mapping().slice(in_window, count);
+        slice.ok_or(Error::InvalidBackendAddress)
     }
 }
 

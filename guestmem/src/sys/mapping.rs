@@ -14,6 +14,8 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
+use vm_memory::VolatileSlice;
+
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use super::page::{Page, WritablePage};
@@ -125,6 +127,22 @@ impl Mapping {
         // when the range was reserved; (2) a mapping is readable and writable
         // throughout, for as long as it lives.
         unsafe { WritablePage::new(self.base.add(page.byte_offset() as usize)) }
+    }
+
+    /// `len_bytes` from `offset` on, for volatile access; `None` if they are not
+    /// all in this mapping.
+    pub(crate) fn slice(&self, offset: u64, len_bytes: usize) -> Option<VolatileSlice<'_>> {
+        let end = offset.checked_add(len_bytes as u64)?;
+        if end > self.nr_pages * PAGE_SIZE {
+            return None;
+        }
+        // SAFETY: (1) in bounds by the check above, and mapped readable and
+        // writable while the mapping is borrowed; (2) all others access it by
+        // raw pointer, or are the guest itself.
+        unsafe {
+            let start = self.base.add(offset as usize);
+            Some(VolatileSlice::new(start.as_ptr(), len_bytes))
+        }
     }
 
     /// The bytes of `pages`: address and length.
