@@ -18,9 +18,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pagelist::{PageList, SlotRef};
 
+use crate::copies::Copies;
 use crate::error::MemoryError;
-use crate::frame::{Arena, FrameSet};
-use crate::layout::RamLayout;
+use crate::frame::{Arena, FrameSet, is_private};
+use crate::layout::{PageIdx, RamLayout};
 use crate::settle::{read_back_layers, reconcile, settle_leaf};
 use crate::stats::TreeStats;
 use crate::sys::pagemap::Pagemap;
@@ -51,10 +52,9 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) struct Leaf {
     pub(crate) window: Arc<Window>,
-    /// Private pages of the window that hold what lies *below* the leaf:
-    /// copied into a layer, from a layer, or back at a reset. Markers; a page
-    /// among them may have been written since, which settling finds out.
-    pub(crate) copies: PageList,
+    /// Its private pages that are copies of what lies below the leaf, unless
+    /// they have been written since, which settling finds out.
+    pub(crate) copies: Copies,
     /// Markers on pages under which fresh anonymous memory has been mapped.
     pub(crate) overlaid: PageList,
     /// Mappings that made for `overlaid`.
@@ -65,7 +65,7 @@ impl Leaf {
     pub(crate) fn new(window: Arc<Window>) -> Self {
         Self {
             window,
-            copies: PageList::new(),
+            copies: Copies::default(),
             overlaid: PageList::new(),
             nr_overlays: 0,
         }
@@ -74,10 +74,11 @@ impl Leaf {
     /// Copies that still are copies, now that `id`, this leaf, is settled.
     pub(crate) fn live_copies(&self, state: &State, id: NodeId) -> u64 {
         let list = &state.tree.node(id).list;
-        let copies = self.copies.iter();
-        copies
-            .filter(|(offset, _)| list.get(*offset) == SlotRef::Empty)
-            .count() as u64
+        let own = |page: &PageIdx| list.get(page.byte_offset());
+        // A page that collapsed into the leaf's list is still copied below it.
+        let is_copy =
+            |page: &PageIdx| !matches!(own(page), SlotRef::Page(frame) if is_private(frame));
+        self.copies.iter().filter(is_copy).count() as u64
     }
 }
 

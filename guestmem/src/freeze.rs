@@ -8,11 +8,11 @@ use pagelist::{FrameId, PageOrMarker};
 
 use crate::clone_tree::{Leaf, State};
 use crate::error::MemoryError;
-use crate::frame::FrameSet;
-use crate::layout::{PAGE_SIZE, PageIdx};
+use crate::frame::{FrameSet, file_frame, private_frame};
+use crate::layout::PageIdx;
 use crate::settle::{private_pages, settle_leaf, zero_slot};
 use crate::sys::pagemap::Pagemap;
-use crate::tree::{NodeId, Reading};
+use crate::tree::{Node, NodeId, Reading, Seen};
 use crate::window::Window;
 
 /// Freezes root RAM: the frames stay where they are, in the file, and the leaf
@@ -43,12 +43,8 @@ pub(crate) fn copy_private(
     let mut data = Vec::new();
     let mut zero = Vec::new();
     for page in private_pages(&tree.node(leaf).list) {
-        let offset = page.byte_offset();
-        // Noted ahead: where a copy is noted and the list holds the page too,
-        // the list decides.
-        copies
-            .mark(offset, offset + PAGE_SIZE, |_, _| {})
-            .map_err(|_| MemoryError::Bookkeeping)?;
+        // Where a copy is noted and the list holds the page, the list decides.
+        copies.reserve(page, private_frame(page))?;
         match window.page(page).read() {
             content if content.is_zero() => zero.push(page),
             content => data.push((page, content)),
@@ -58,18 +54,22 @@ pub(crate) fn copy_private(
     let stored = arena.store(&sources)?;
     // From here on nothing fails: every slot is there already.
     for ((page, _), file_page) in data.iter().zip(stored) {
-        let frame = FrameId::new(u32::try_from(file_page).expect("file pages fit frame numbers"));
+        let frame = file_frame(file_page);
         replace(tree.node_mut(leaf), *page, frame);
+        copies
+            .note(*page, Seen::Frame(frame))
+            .expect("the slot is there");
     }
     let mut freed = FrameSet::default();
     for page in zero {
         zero_slot(tree, leaf, page, &mut freed).expect("the slot is there");
+        copies.note(page, Seen::Zero).expect("the slot is there");
     }
     Ok(tree.freeze(leaf))
 }
 
 /// The private page of `node` is in `frame` now.
-fn replace(node: &mut crate::tree::Node, page: PageIdx, frame: FrameId) {
+fn replace(node: &mut Node, page: PageIdx, frame: FrameId) {
     let before = node
         .list
         .insert(page.byte_offset(), PageOrMarker::page(frame))

@@ -46,6 +46,11 @@ impl fmt::Display for Gpa {
 pub struct PageIdx(pub u64);
 
 impl PageIdx {
+    /// The page that the byte at `offset` of its object lies in.
+    pub fn containing(offset: u64) -> Self {
+        Self(offset / PAGE_SIZE)
+    }
+
     /// The byte offset of this page in its object.
     pub fn byte_offset(self) -> u64 {
         self.0 * PAGE_SIZE

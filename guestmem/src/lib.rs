@@ -35,6 +35,7 @@
 //! ```
 
 mod clone_tree;
+mod copies;
 mod error;
 mod frame;
 mod freeze;

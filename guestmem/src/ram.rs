@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::clone_tree::{CloneTree, LayerClaim, Leaf, LeafClaim, MAP_BUDGET};
 use crate::error::MemoryError;
-use crate::frame::FrameSet;
+use crate::frame::{FrameSet, file_frame};
 use crate::freeze;
 use crate::guest_ram::{self, GuestRam};
 use crate::layout::{Gpa, PageIdx, RamLayout, RamRegion};
@@ -14,7 +14,7 @@ use crate::reset;
 use crate::settle::{self, Writers, settle_leaf};
 use crate::stats::RamStats;
 use crate::sys::mapping::HugePages;
-use crate::tree::{Reading, WindowPlan};
+use crate::tree::{Reading, Seen, WindowPlan};
 use crate::window::{RetiredWindow, StagedWindow, Window, Writes};
 
 /// What root RAM is made of.
@@ -266,15 +266,11 @@ impl Layer {
         let mut at_leaf = Leaf::new(Arc::clone(&window));
         for run in &plan.copies {
             let (start, end) = (run.pages.start, run.pages.end);
-            let range = PageIdx(start).byte_offset()..PageIdx(end).byte_offset();
-            at_leaf
-                .copies
-                .mark(range.start, range.end, |_, _| {})
-                .map_err(|_| MemoryError::Bookkeeping)?;
-            for (page, file_page) in (start..end).zip(run.file_page..) {
-                window
-                    .page(PageIdx(page))
-                    .copy_from(state.arena.page(file_page));
+            for (page, file_page) in (start..end).map(PageIdx).zip(run.file_page..) {
+                at_leaf
+                    .copies
+                    .note(page, Seen::Frame(file_frame(file_page)))?;
+                window.page(page).copy_from(state.arena.page(file_page));
             }
         }
         let leaf = state.tree.add_leaf(self.claim.layer);

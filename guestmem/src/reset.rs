@@ -48,16 +48,13 @@ pub(crate) fn copy_back(
         .chain(own.runs_in(all));
     let other = other.map(|run| PageIdx(run.start / PAGE_SIZE)..PageIdx(run.end / PAGE_SIZE));
     let dirty: Vec<_> = private.into_iter().chain(other).collect();
-    for run in &dirty {
-        at_leaf
-            .copies
-            .mark(run.start.byte_offset(), run.end.byte_offset(), |_, _| {})
-            .map_err(|_| MemoryError::Bookkeeping)?;
-    }
     let mut copied = 0;
     for page in dirty.into_iter().flat_map(pages) {
+        let below = tree.below(leaf, page);
+        // Noted first: a page that is noted and differs is only settled later.
+        at_leaf.copies.note(page, below)?;
         let target = at_leaf.window.page(page);
-        match tree.below(leaf, page) {
+        match below {
             Seen::Frame(frame) => {
                 let FrameHome::File(file_page) = home(frame) else {
                     unreachable!("a layer holds no private pages");

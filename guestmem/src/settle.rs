@@ -9,11 +9,11 @@
 
 use std::ops::Range;
 
-use pagelist::{FrameId, PageList, PageOrMarker, SlotRef};
+use pagelist::{PageList, PageOrMarker, SlotRef};
 
 use crate::clone_tree::{Leaf, MAP_BUDGET, State};
 use crate::error::MemoryError;
-use crate::frame::{Arena, FrameHome, FrameSet, home, private_frame};
+use crate::frame::{Arena, FrameHome, FrameSet, file_frame, home, is_private, private_frame};
 use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
 use crate::sys::page::Page;
@@ -49,7 +49,7 @@ fn list_root_pages(tree: &mut Tree, arena: &Arena, node: NodeId) -> Result<(), M
         let gaps: Vec<_> = list.gaps_in(data).collect();
         for gap in gaps {
             let offset = PageIdx(gap.start).byte_offset();
-            list.insert_frames(offset, frame(gap.start), gap.end - gap.start)
+            list.insert_frames(offset, file_frame(gap.start), gap.end - gap.start)
                 .map_err(|_| MemoryError::Bookkeeping)?;
         }
     }
@@ -77,19 +77,15 @@ fn list_private_pages(
     let result = private.into_iter().flat_map(pages).try_for_each(|page| {
         let offset = page.byte_offset();
         if let SlotRef::Page(held) = tree.node(leaf).list.get(offset)
-            && matches!(home(held), FrameHome::Window(_))
+            && is_private(held)
         {
             return Ok(());
         }
-        if at_leaf.copies.get(offset) == SlotRef::Marker {
-            if shows(
-                arena,
-                at_leaf.window.page(page).read(),
-                tree.resolve(leaf, page),
-            ) {
+        if let Some(source) = at_leaf.copies.source(page) {
+            if shows(arena, at_leaf.window.page(page).read(), source) {
                 return Ok(());
             }
-            let _copy_no_more = at_leaf.copies.remove_page(offset);
+            at_leaf.copies.forget(page);
         }
         let entry = PageOrMarker::page(private_frame(page));
         match tree.node_mut(leaf).list.insert(offset, entry) {
@@ -272,11 +268,7 @@ pub(crate) fn zero_run(
     }
     let mut freed = FrameSet::default();
     let nr_pages = run.end.0 - run.start.0;
-    let (start, end) = (run.start.byte_offset(), run.end.byte_offset());
-    at_leaf
-        .copies
-        .clear(start, end, |_, _| {})
-        .map_err(|_| MemoryError::Bookkeeping)?;
+    at_leaf.copies.forget_all(run.clone())?;
     let result = pages(run).try_for_each(|page| zero_slot(tree, leaf, page, &mut freed));
     arena.free(freed);
     result.map(|()| nr_pages)
@@ -321,9 +313,7 @@ fn make_room(at_leaf: &mut Leaf, run: &Range<PageIdx>) -> Result<bool, MemoryErr
 /// The pages of `list` that live in the leaf's own window.
 pub(crate) fn private_pages(list: &PageList) -> impl Iterator<Item = PageIdx> + '_ {
     list.iter().filter_map(|(offset, slot)| match slot {
-        SlotRef::Page(frame) if matches!(home(frame), FrameHome::Window(_)) => {
-            Some(PageIdx(offset / PAGE_SIZE))
-        }
+        SlotRef::Page(frame) if is_private(frame) => Some(PageIdx(offset / PAGE_SIZE)),
         _ => None,
     })
 }
@@ -331,8 +321,4 @@ pub(crate) fn private_pages(list: &PageList) -> impl Iterator<Item = PageIdx> + 
 /// The pages of a range, one by one.
 pub(crate) fn pages(range: Range<PageIdx>) -> impl Iterator<Item = PageIdx> {
     (range.start.0..range.end.0).map(PageIdx)
-}
-
-fn frame(file_page: u64) -> FrameId {
-    FrameId::new(u32::try_from(file_page).expect("file pages fit frame numbers"))
 }

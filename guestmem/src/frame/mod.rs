@@ -22,4 +22,6 @@ mod arena;
 mod numbers;
 
 pub(crate) use arena::Arena;
-pub(crate) use numbers::{FIRST_PRIVATE, FrameHome, FrameNumbers, FrameSet, home, private_frame};
+pub(crate) use numbers::{
+    FIRST_PRIVATE, FrameHome, FrameNumbers, FrameSet, file_frame, home, is_private, private_frame,
+};

@@ -27,6 +27,21 @@ pub(crate) fn home(frame: FrameId) -> FrameHome {
     }
 }
 
+/// Whether `frame` is a page of a leaf's own window.
+pub(crate) fn is_private(frame: FrameId) -> bool {
+    matches!(home(frame), FrameHome::Window(_))
+}
+
+/// The frame at `page` of the tree's file.
+///
+/// # Panics
+/// If the file has no such page: it is never longer than frame numbers reach.
+pub(crate) fn file_frame(page: u64) -> FrameId {
+    let page = u32::try_from(page).unwrap_or(u32::MAX);
+    assert!(page < FIRST_PRIVATE, "file page {page} has no frame number");
+    FrameId::new(page)
+}
+
 /// The number of a leaf's private copy of `page`.
 ///
 /// # Panics

@@ -11,7 +11,7 @@ use pagelist::SlotRef;
 
 use super::view::{Source, ViewRun};
 use super::{NodeId, Role, Tree};
-use crate::frame::{FrameHome, FrameSet, home};
+use crate::frame::{FrameHome, FrameSet, home, is_private};
 use crate::layout::PAGE_SIZE;
 use crate::pages::ByPage;
 
@@ -226,7 +226,7 @@ impl Tree {
                     "{id:?} ought to have collapsed"
                 );
                 let private = node.list.iter().any(|(_, slot)| match slot {
-                    SlotRef::Page(frame) => matches!(home(frame), FrameHome::Window(_)),
+                    SlotRef::Page(frame) => is_private(frame),
                     _ => false,
                 });
                 assert!(!private, "{id:?}, a layer, holds private pages");

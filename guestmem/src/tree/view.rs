@@ -6,6 +6,7 @@ use std::ops::Range;
 use pagelist::{FrameId, Run, RunKind, SlotRef};
 
 use super::{NodeId, Tree};
+use crate::frame::file_frame;
 use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
 
@@ -75,7 +76,7 @@ impl Tree {
                 SlotRef::Marker => return Seen::Zero,
                 // Root RAM lies in the file page by page; a hole reads zero.
                 SlotRef::Empty if node.is_unread_layer() => {
-                    return Seen::Frame(root_frame(page.0));
+                    return Seen::Frame(file_frame(page.0));
                 }
                 SlotRef::Empty => {}
             }
@@ -103,17 +104,12 @@ impl Tree {
             if node.is_unread_layer() {
                 cover.put_under(&ViewRun {
                     pages: 0..self.nr_pages(),
-                    source: Source::Frames(root_frame(0)),
+                    source: Source::Frames(file_frame(0)),
                 });
             }
         }
         cover.into_runs()
     }
-}
-
-/// The frame of root RAM behind its page `page`.
-fn root_frame(page: u64) -> FrameId {
-    FrameId::new(u32::try_from(page).expect("root RAM fits the frame numbers"))
 }
 
 /// Disjoint runs; what is put in later lies under what is there.

@@ -1,0 +1,86 @@
+//! Private pages of a window that are not its VM's content: copies of what lies
+//! below the VM, made by a freeze, a reset, or for want of mappings.
+//!
+//! The guest writes them without our noticing, so a copy is one only as long
+//! as it still equals what it was copied from. That is noted with it, so that
+//! finding out needs no walk up the tree.
+
+use std::ops::Range;
+
+use pagelist::{FrameId, PageList, PageOrMarker, SlotRef};
+
+use crate::error::MemoryError;
+use crate::layout::PageIdx;
+use crate::tree::Seen;
+
+/// The copies of one window.
+///
+/// A list of frames that it does *not* own: each is one that the VM sees below
+/// itself, and so stays allocated. A marker stands for a copy of zero.
+#[derive(Debug, Default)]
+pub(crate) struct Copies {
+    of: PageList,
+}
+
+impl Copies {
+    /// Notes that `page` is a copy of what `seen` says.
+    pub(crate) fn note(&mut self, page: PageIdx, seen: Seen) -> Result<(), MemoryError> {
+        let entry = match seen {
+            Seen::Frame(frame) => PageOrMarker::page(frame),
+            Seen::Zero | Seen::Nothing => PageOrMarker::marker(),
+        };
+        self.put(page, entry)
+    }
+
+    /// Makes sure that noting `page` cannot fail afterwards. The page is noted
+    /// as a copy of `frame` until then.
+    pub(crate) fn reserve(&mut self, page: PageIdx, frame: FrameId) -> Result<(), MemoryError> {
+        self.put(page, PageOrMarker::page(frame))
+    }
+
+    /// What `page` was copied from; `None` if it is no copy.
+    pub(crate) fn source(&self, page: PageIdx) -> Option<Seen> {
+        match self.of.get(page.byte_offset()) {
+            SlotRef::Empty => None,
+            SlotRef::Page(frame) => Some(Seen::Frame(frame)),
+            SlotRef::Marker => Some(Seen::Zero),
+        }
+    }
+
+    /// `page` is no copy any more.
+    pub(crate) fn forget(&mut self, page: PageIdx) {
+        // The frame is another list's.
+        let _frame = self.of.remove_page(page.byte_offset()).take_frame();
+    }
+
+    /// Nor are these.
+    pub(crate) fn forget_all(&mut self, pages: Range<PageIdx>) -> Result<(), MemoryError> {
+        let (start, end) = (pages.start.byte_offset(), pages.end.byte_offset());
+        let cleared = self.of.clear(start, end, |_, _| {});
+        cleared.map_err(|_| MemoryError::Bookkeeping)
+    }
+
+    /// All pages noted, ascending.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = PageIdx> + '_ {
+        self.of
+            .iter()
+            .map(|(offset, _)| PageIdx::containing(offset))
+    }
+
+    fn put(&mut self, page: PageIdx, entry: PageOrMarker) -> Result<(), MemoryError> {
+        let (before, result) = match self.of.insert(page.byte_offset(), entry) {
+            Ok(before) => (before, Ok(())),
+            Err(refused) => (refused.into_entry(), Err(MemoryError::Bookkeeping)),
+        };
+        // Either frame is another list's.
+        let _frame = before.take_frame();
+        result
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        // Gives up the frames, which are others' to free.
+        self.of.remove_all_pages(|_| {});
+    }
+}
