@@ -55,12 +55,11 @@ impl TreeStats {
                 Role::Layer { .. } => stats.layers += 1,
             }
         }
-        let viewers = Viewers::count(&state.tree);
+        stats.seen_pages = Viewers::count(&state.tree).seen_by_leaves();
         for (id, leaf) in &state.leaves {
             let private = private_pages(&state.tree.node(*id).list).count() as u64;
             stats.private_frames += private;
             stats.window_copies += leaf.live_copies(state, *id);
-            stats.seen_pages += viewers.attribution(*id).pages();
         }
         Ok(stats)
     }
@@ -90,7 +89,7 @@ impl RamStats {
         let node = state.tree.node(leaf);
         let at_leaf = &state.leaves[&leaf];
         Self {
-            attribution: Viewers::count(&state.tree).attribution(leaf),
+            attribution: Viewers::count(&state.tree).attribution(&state.tree, leaf),
             private_pages: private_pages(&node.list).count() as u64,
             window_copies: at_leaf.live_copies(state, leaf),
             markers: node.list.marker_count(),

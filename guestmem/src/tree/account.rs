@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use pagelist::SlotRef;
 
+use super::sight::{Count, Sight};
 use super::view::{Source, ViewRun};
 use super::{NodeId, Role, Tree};
 use crate::frame::{FrameHome, FrameSet, home, is_private};
@@ -58,56 +59,82 @@ impl Attribution {
     }
 }
 
-/// How many viewers every file frame of a tree has.
+/// How many viewers every frame of a tree has.
 ///
 /// Viewers are the leaves, and the layers that a snapshot holds.
 #[derive(Debug)]
 pub(crate) struct Viewers {
-    views: Vec<(NodeId, Vec<ViewRun>)>,
-    /// From this file page on, so many viewers.
-    counts: BTreeMap<u64, u64>,
+    /// File pages by their first: where the run ends, and who sees it.
+    files: BTreeMap<u64, (u64, u64)>,
+    /// Pages of layers that nobody sees: every child has covered them.
+    unseen: Vec<(NodeId, Range<u64>)>,
+    /// Pages that the leaves see together.
+    seen_by_leaves: u64,
 }
 
 impl Viewers {
-    /// Counts them all. O(runs seen by all viewers); every list must be read
-    /// back.
+    /// Counts them all; every list must be read back. O(R log² R) for R runs
+    /// in all lists, whatever the shape of the tree.
     pub(crate) fn count(tree: &Tree) -> Self {
-        let viewers = tree.ids().filter(|id| match tree.node(*id).role() {
-            Role::Leaf => true,
-            Role::Layer { handles } => handles > 0,
-        });
-        let views: Vec<_> = viewers.map(|id| (id, tree.view(id))).collect();
-        let mut changes: BTreeMap<u64, i64> = BTreeMap::new();
-        for pages in views
-            .iter()
-            .flat_map(|(_, view)| view)
-            .filter_map(file_pages)
-        {
-            *changes.entry(pages.start).or_default() += 1;
-            *changes.entry(pages.end).or_default() -= 1;
+        let mut viewers = Self {
+            files: BTreeMap::new(),
+            unseen: Vec::new(),
+            seen_by_leaves: 0,
+        };
+        let mut sights: BTreeMap<NodeId, Sight> = BTreeMap::new();
+        for id in tree.children_first() {
+            let node = tree.node(id);
+            let mut sight = sights.remove(&id).unwrap_or_else(Sight::none);
+            match node.role() {
+                Role::Leaf => sight.add_everywhere(Count::LEAF),
+                Role::Layer { handles: 0 } => {}
+                Role::Layer { .. } => sight.add_everywhere(Count::SNAPSHOT),
+            }
+            for run in node.list.runs_in(0..tree.nr_pages()) {
+                let run = ViewRun::from(run);
+                viewers.note(id, &run, &sight);
+                sight.hide(run.pages);
+            }
+            if let Some(parent) = node.parent() {
+                let sum = match sights.remove(&parent) {
+                    Some(siblings) => siblings.join(sight, tree.nr_pages()),
+                    None => sight,
+                };
+                sights.insert(parent, sum);
+            }
         }
-        let mut now = 0;
-        let counts = changes
-            .into_iter()
-            .map(|(at, change)| {
-                now += change;
-                (at, u64::try_from(now).expect("runs end after they start"))
-            })
-            .collect();
-        Self { views, counts }
+        viewers
+    }
+
+    /// Notes who looks at `run`, which `id` holds.
+    fn note(&mut self, id: NodeId, run: &ViewRun, sight: &Sight) {
+        let Source::Frames(_) = run.source else {
+            return;
+        };
+        for (pages, count) in sight.pieces(run.pages.clone()) {
+            let nr_pages = pages.end - pages.start;
+            self.seen_by_leaves += u64::try_from(count.leaves).unwrap_or(0) * nr_pages;
+            if let Some(file) = file_pages(&run.part(pages.clone())) {
+                self.files.insert(file.start, (file.end, count.viewers()));
+            }
+            if count.viewers() == 0 {
+                self.unseen.push((id, pages));
+            }
+        }
+    }
+
+    /// Pages that the leaves see together; each would be a frame of its own if
+    /// nothing were shared.
+    pub(crate) fn seen_by_leaves(&self) -> u64 {
+        self.seen_by_leaves
     }
 
     /// What `id`, a viewer, is charged for.
-    pub(crate) fn attribution(&self, id: NodeId) -> Attribution {
+    pub(crate) fn attribution(&self, tree: &Tree, id: NodeId) -> Attribution {
         let mut charged = Attribution::default();
-        let view = self.views.iter().find(|(viewer, _)| *viewer == id);
-        for run in view.map_or(&[][..], |(_, view)| view) {
-            match (file_pages(run), run.source) {
-                (Some(pages), _) => {
-                    for (viewers, part) in self.segments(pages) {
-                        charged.add(viewers, part.end - part.start);
-                    }
-                }
+        for run in tree.view(id) {
+            match (file_pages(&run), run.source) {
+                (Some(pages), _) => self.charge(pages, &mut charged),
                 // Private pages are the window's own.
                 (None, Source::Frames(_)) => charged.add(1, run.pages.end - run.pages.start),
                 (None, Source::Zero) => {}
@@ -116,54 +143,29 @@ impl Viewers {
         charged
     }
 
-    /// `pages` cut where the number of viewers changes.
-    fn segments(&self, pages: Range<u64>) -> impl Iterator<Item = (u64, Range<u64>)> + '_ {
-        let before = self.counts.range(..=pages.start).next_back();
-        let first = before.map_or(0, |(_, viewers)| *viewers);
-        let inner = self
-            .counts
-            .range(pages.start + 1..pages.end.max(pages.start + 1));
-        let starts =
-            std::iter::once((pages.start, first)).chain(inner.clone().map(|(at, n)| (*at, *n)));
-        let ends = inner.map(|(at, _)| *at).chain(std::iter::once(pages.end));
-        starts
-            .zip(ends)
-            .map(|((start, viewers), end)| (viewers, start..end))
+    fn charge(&self, pages: Range<u64>, charged: &mut Attribution) {
+        let first = self.files.range(..=pages.start).next_back();
+        let first = first.map_or(pages.start, |(start, _)| *start);
+        for (start, (end, viewers)) in self.files.range(first..pages.end) {
+            let (start, end) = (pages.start.max(*start), pages.end.min(*end));
+            if start < end {
+                charged.add(*viewers, end - start);
+            }
+        }
     }
 
-    /// Takes every frame that no viewer sees out of the layers that hold it:
-    /// all children have covered it, each for itself.
-    pub(crate) fn reclaim(&self, tree: &mut Tree, freed: &mut FrameSet) {
-        let layers: Vec<_> = tree
-            .ids()
-            .filter(|id| tree.node(*id).role() != Role::Leaf)
-            .collect();
-        let pages = 0..tree.nr_pages();
-        for id in layers {
+    /// Takes every frame that no viewer sees out of the layers that hold it.
+    pub(crate) fn reclaim(self, tree: &mut Tree, freed: &mut FrameSet) {
+        for (id, pages) in self.unseen {
             let list = &mut tree.node_mut(id).list;
-            let mut unseen: Vec<Range<u64>> = Vec::new();
-            for run in list.runs_in(pages.clone()) {
-                let run = ViewRun::from(run);
-                let Some(pages) = file_pages(&run) else {
-                    continue;
-                };
-                for (viewers, part) in self.segments(pages.clone()) {
-                    if viewers == 0 {
-                        let start = run.pages.start + (part.start - pages.start);
-                        unseen.push(start..start + (part.end - part.start));
-                    }
-                }
-            }
-            for pages in unseen {
-                list.clear(
-                    pages.start * PAGE_SIZE,
-                    pages.end * PAGE_SIZE,
-                    |_, frame| {
-                        freed.add(frame);
-                    },
-                )
-                .expect("whole pages that the list itself reported");
-            }
+            list.clear(
+                pages.start * PAGE_SIZE,
+                pages.end * PAGE_SIZE,
+                |_, frame| {
+                    freed.add(frame);
+                },
+            )
+            .expect("whole pages that the list itself reported");
         }
     }
 }

@@ -23,6 +23,7 @@
 
 mod account;
 mod plan;
+mod sight;
 mod view;
 
 use pagelist::{PageList, SlotRef};
@@ -127,6 +128,20 @@ impl Tree {
             .zip(0..)
             .filter(|(node, _)| node.is_some());
         present.map(|(_, index)| NodeId(index))
+    }
+
+    /// Every node, each after all of its children. Not recursive, because
+    /// chains may be long.
+    fn children_first(&self) -> Vec<NodeId> {
+        let roots = self.ids().filter(|id| self.node(*id).parent.is_none());
+        let mut order: Vec<NodeId> = roots.collect();
+        let mut next = 0;
+        while let Some(id) = order.get(next) {
+            order.extend(&self.node(*id).children);
+            next += 1;
+        }
+        order.reverse();
+        order
     }
 
     /// The node itself and its ancestors, nearest first.

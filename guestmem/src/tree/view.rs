@@ -52,7 +52,8 @@ impl From<Run> for ViewRun {
 }
 
 impl ViewRun {
-    fn part(&self, pages: Range<u64>) -> Self {
+    /// The part of the run that `pages`, within it, show.
+    pub(crate) fn part(&self, pages: Range<u64>) -> Self {
         let source = match self.source {
             Source::Frames(first) => {
                 let skipped = u32::try_from(pages.start - self.pages.start);

@@ -1,0 +1,172 @@
+//! How many viewers look at each page of a node.
+//!
+//! ```text
+//!   page         0    10        20        30
+//!   looked at by ├─ 3 ─┼─── 1 ───┼─── 0 ───┤ …     pieces, each of one count
+//! ```
+//!
+//! A leaf looks at all of its pages, once. What a node holds hides the pages
+//! of its parent, so the node's sight goes on to the parent without them; a
+//! parent's sight is the sum of its children's, and one more if a snapshot
+//! holds it. Adding a child's sight to another goes from the smaller to the
+//! larger, so that a long chain costs no more than its runs.
+
+use std::collections::BTreeMap;
+use std::ops::{AddAssign, Range, SubAssign};
+
+/// Viewers of one page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    /// VMs.
+    pub(crate) leaves: i64,
+    /// Layers that a snapshot holds.
+    pub(crate) snapshots: i64,
+}
+
+impl Count {
+    /// One VM.
+    pub(crate) const LEAF: Self = Self {
+        leaves: 1,
+        snapshots: 0,
+    };
+    /// One layer that a snapshot holds.
+    pub(crate) const SNAPSHOT: Self = Self {
+        leaves: 0,
+        snapshots: 1,
+    };
+
+    /// All of them.
+    pub(crate) fn viewers(self) -> u64 {
+        u64::try_from(self.leaves + self.snapshots).unwrap_or(0)
+    }
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.leaves += other.leaves;
+        self.snapshots += other.snapshots;
+    }
+}
+
+impl SubAssign for Count {
+    fn sub_assign(&mut self, other: Self) {
+        self.leaves -= other.leaves;
+        self.snapshots -= other.snapshots;
+    }
+}
+
+/// A count for every page of an object.
+#[derive(Debug)]
+pub(crate) struct Sight {
+    /// The count from this page on, less `all`. Always has an entry for page 0.
+    from: BTreeMap<u64, Count>,
+    /// Added to every count: so that one more viewer of everything is cheap.
+    all: Count,
+}
+
+impl Sight {
+    /// Nobody looks.
+    pub(crate) fn none() -> Self {
+        Self {
+            from: BTreeMap::from([(0, Count::default())]),
+            all: Count::default(),
+        }
+    }
+
+    /// One more looks at every page.
+    pub(crate) fn add_everywhere(&mut self, count: Count) {
+        self.all += count;
+    }
+
+    /// Nobody looks at `pages` any more.
+    pub(crate) fn hide(&mut self, pages: Range<u64>) {
+        self.cut(pages.end);
+        self.cut(pages.start);
+        let inside: Vec<u64> = self.from.range(pages.clone()).map(|(at, _)| *at).collect();
+        for at in inside {
+            self.from.remove(&at);
+        }
+        let mut nobody = Count::default();
+        nobody -= self.all;
+        self.from.insert(pages.start, nobody);
+    }
+
+    /// All who look at either.
+    pub(crate) fn join(mut self, mut other: Self, nr_pages: u64) -> Self {
+        if self.from.len() < other.from.len() {
+            std::mem::swap(&mut self, &mut other);
+        }
+        for (pages, count) in other.pieces(0..nr_pages) {
+            self.cut(pages.end);
+            self.cut(pages.start);
+            for (_, here) in self.from.range_mut(pages) {
+                *here += count;
+            }
+        }
+        self
+    }
+
+    /// `pages` in pieces of one count each, ascending.
+    pub(crate) fn pieces(
+        &self,
+        pages: Range<u64>,
+    ) -> impl Iterator<Item = (Range<u64>, Count)> + '_ {
+        let first = self.from.range(..=pages.start).next_back();
+        let first = first.map_or(Count::default(), |(_, count)| *count);
+        let inner = self
+            .from
+            .range(pages.start + 1..pages.end.max(pages.start + 1));
+        let starts = std::iter::once((pages.start, first));
+        let starts = starts.chain(inner.clone().map(|(at, count)| (*at, *count)));
+        let ends = inner.map(|(at, _)| *at).chain(std::iter::once(pages.end));
+        starts.zip(ends).map(|((start, mut count), end)| {
+            count += self.all;
+            (start..end, count)
+        })
+    }
+
+    /// Makes a piece begin at `page`.
+    fn cut(&mut self, page: u64) {
+        let before = self.from.range(..=page).next_back();
+        let count = before.map_or(Count::default(), |(_, count)| *count);
+        self.from.entry(page).or_insert(count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaves(sight: &Sight, nr_pages: u64) -> Vec<i64> {
+        let pieces = sight.pieces(0..nr_pages);
+        pieces
+            .flat_map(|(pages, count)| pages.map(move |_| count.leaves))
+            .collect()
+    }
+
+    #[test]
+    fn hiding_and_adding_count_page_by_page() {
+        let mut sight = Sight::none();
+        sight.add_everywhere(Count::LEAF);
+        sight.hide(2..4);
+        sight.add_everywhere(Count::LEAF);
+        sight.hide(5..6);
+        assert_eq!(leaves(&sight, 7), [2, 2, 1, 1, 2, 0, 2]);
+        let pieces: Vec<_> = sight.pieces(1..3).map(|(pages, _)| pages).collect();
+        assert_eq!(pieces, [1..2, 2..3]);
+    }
+
+    #[test]
+    fn joining_adds_page_by_page_whichever_is_larger() {
+        for swap in [false, true] {
+            let (mut a, mut b) = (Sight::none(), Sight::none());
+            a.add_everywhere(Count::LEAF);
+            a.hide(1..2);
+            a.hide(4..6);
+            b.add_everywhere(Count::LEAF);
+            b.hide(0..5);
+            let joined = if swap { b.join(a, 7) } else { a.join(b, 7) };
+            assert_eq!(leaves(&joined, 7), [1, 0, 1, 1, 0, 1, 2]);
+        }
+    }
+}
