@@ -131,11 +131,21 @@ impl Vm {
     /// # Errors
     /// If the guest has ended, or the host lacks memory or will not make a VM.
     pub fn fork(&self) -> Result<Vm, VmError> {
-        let snapshot = self.freeze(|machine, gate| {
-            machine.devices().control.answer_fork(Some(0));
+        let (snapshot, running) = self.freeze()?;
+        let child = snapshot.fork()?;
+        // If its guest had asked, this VM has been stopped since. It hears of
+        // the child only now that there is one.
+        if snapshot.state.devices.control.wants_fork() {
+            let _control = self.control();
+            let mut gate = self.pause_gate()?;
+            self.machine.devices().control.answer_fork(Some(0));
             gate.forget(|event| *event == Event::ForkRequest);
-        })?;
-        snapshot.fork()
+            drop(gate);
+            if running {
+                self.machine.gate.resume();
+            }
+        }
+        Ok(child)
     }
 
     /// Remembers what this VM is now, to [reset](Self::reset) it to and to
@@ -145,7 +155,7 @@ impl Vm {
     /// # Errors
     /// As [`fork`](Self::fork).
     pub fn snapshot(&self) -> Result<Snapshot, VmError> {
-        self.freeze(|_, _| {})
+        self.freeze().map(|(snapshot, _)| snapshot)
     }
 
     /// Makes this VM what it was when `snapshot` was taken of it or of one it
@@ -251,9 +261,9 @@ impl Vm {
         self.machine.console.feed(bytes)
     }
 
-    /// Pauses, takes all there is of the machine into a snapshot, lets `then`
-    /// do something while it is still paused, and goes on if it ran.
-    fn freeze(&self, then: impl FnOnce(&Machine, &mut GateState)) -> Result<Snapshot, VmError> {
+    /// Pauses, takes all there is of the machine into a snapshot, and goes on
+    /// if it ran; says whether it did.
+    fn freeze(&self) -> Result<(Snapshot, bool), VmError> {
         let mut control = self.control();
         let machine = &*self.machine;
         let running = machine.gate.is_running();
@@ -273,14 +283,11 @@ impl Vm {
         };
         let mut gate = self.pause_gate()?;
         let frozen = control.freeze_paused(machine, &mut gate, ahead);
-        if frozen.is_ok() {
-            then(machine, &mut gate);
-        }
         drop(gate);
         if running {
             machine.gate.resume();
         }
-        frozen
+        Ok((frozen?, running))
     }
 
     fn pause_gate(&self) -> Result<MutexGuard<'_, GateState>, VmError> {

@@ -151,6 +151,39 @@ fn a_guest_that_forks_itself_prints_whole_lines_from_every_vm() {
 }
 
 #[test]
+fn with_too_few_open_files_every_fork_is_made_or_refused_and_none_is_half_made() {
+    if !kvm("too few open files") {
+        return;
+    }
+    let scratch = Scratch::new("files");
+    let forker = scratch.guest(Guest::Forker);
+    let mut codes = Vec::new();
+    for files in 4..=40 {
+        // The limit fails another call each time, from the first to none.
+        let script = format!("ulimit -n {files}; exec \"$0\" --kernel \"$1\"");
+        let output = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_vmm"), text(&forker)])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let code = output.status.code().unwrap();
+        // A parent that was told of a child has one: each lineage ends in as
+        // many children as parents.
+        let ends = |bit| said.lines().filter(|line| line.ends_with(bit)).count();
+        assert_eq!(ends('0'), ends('1'), "{files} files: {said}");
+        codes.push(code);
+    }
+    assert!(
+        codes.iter().all(|code| [0, 71, 99].contains(code)),
+        "{codes:?}"
+    );
+    for code in [0, 71, 99] {
+        assert!(codes.contains(&code), "{code} is not among {codes:?}");
+    }
+}
+
+#[test]
 fn a_guest_that_fails_is_reported_with_what_and_where() {
     if !kvm("guest failures") {
         return;

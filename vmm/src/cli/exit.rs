@@ -77,6 +77,7 @@ impl From<HostError> for Failure {
     fn from(error: HostError) -> Self {
         let code = match error {
             HostError::Permission { .. } => NO_PERMISSION,
+            HostError::Ask { .. } => HOST,
             _ => NO_KVM,
         };
         Self::new(&error, code)

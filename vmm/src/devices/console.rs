@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 /// Captured output kept; what a guest writes beyond it pushes the oldest out.
 const KEEP_BYTES: usize = 1 << 20;
@@ -118,8 +118,15 @@ impl Console {
 fn to_stdout(output: &mut VecDeque<u8>, count: usize) {
     let bytes: Vec<u8> = output.drain(..count).collect();
     let mut stdout = std::io::stdout().lock();
-    if let Err(error) = stdout.write_all(&bytes).and_then(|()| stdout.flush()) {
-        // A closed pipe must not stop the guest.
-        log::debug!("cannot write to standard output: {error}");
+    let written = stdout.write_all(&bytes).and_then(|()| stdout.flush());
+    // The guest goes on either way. A reader that has gone away wants no more;
+    // anything else is said once.
+    static SAID: Once = Once::new();
+    match written {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Err(error) => SAID.call_once(|| {
+            log::warn!("the guest's output is lost: cannot write to standard output: {error}");
+        }),
     }
 }

@@ -77,6 +77,11 @@ impl ControlPage {
         self.generation = generation;
     }
 
+    /// Whether a vCPU waits to be forked.
+    pub(crate) fn wants_fork(&self) -> bool {
+        self.vcpus.iter().any(|vcpu| vcpu.fork == ForkWish::Open)
+    }
+
     /// Answers every vCPU that waits to be forked: 0 to the parent, the
     /// child's number to the child, nothing if it was refused.
     pub(crate) fn answer_fork(&mut self, answer: Option<u64>) {

@@ -39,7 +39,7 @@ pub(crate) struct Devices {
 /// What a fork takes over from its parent's devices.
 #[derive(Clone, Debug)]
 pub(crate) struct DeviceState {
-    control: ControlPage,
+    pub(crate) control: ControlPage,
     serial: vm_superio::SerialState,
 }
 
