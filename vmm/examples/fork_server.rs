@@ -21,22 +21,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let snapshot = template.snapshot()?;
 
-    let mut times = Vec::new();
+    let (mut forks, mut runs) = (Vec::new(), Vec::new());
     for request in 0..requests {
         let started = Instant::now();
         let vm = snapshot.fork()?;
+        forks.push(started.elapsed());
+        let started = Instant::now();
         let event = vm.run()?;
-        times.push(started.elapsed());
-        let output = vm.output();
-        println!(
-            "request {request}: VM {} {event:?} {:?}",
-            vm.number(),
-            String::from_utf8_lossy(&output)
-        );
+        runs.push(started.elapsed());
+        let output = String::from_utf8_lossy(&vm.output()).into_owned();
+        println!("request {request}: VM {} {event:?} {output:?}", vm.number());
     }
-    times.sort_unstable();
-    if let (Some(least), Some(median)) = (times.first(), times.get(times.len() / 2)) {
-        println!("fork, run to the end: {least:.1?} at least, {median:.1?} in the middle");
+    for (what, times) in [("fork", &mut forks), ("run to the end", &mut runs)] {
+        times.sort_unstable();
+        if let (Some(least), Some(median)) = (times.first(), times.get(times.len() / 2)) {
+            println!("{what}: {least:.1?} at least, {median:.1?} in the middle");
+        }
     }
     let tree = template.stats()?.tree;
     println!("{} frames are in use by {} VM", tree.frames(), tree.leaves);

@@ -8,7 +8,7 @@ use crate::boot::{BootError, BootPlan, Kernel, LoadError, Starts};
 use crate::devices::{Console, ConsoleMode, Devices};
 use crate::error::{ShellError, StateError};
 use crate::kvm::host::Host;
-use crate::kvm::shell::Shell;
+use crate::kvm::shell::{Blank, Shell};
 use crate::kvm::state::start_vcpu;
 use crate::machine::{Family, Machine};
 use crate::vm::Vm;
@@ -163,7 +163,8 @@ impl VmBuilder {
             Arc::clone(&self.host),
             Shell::cpuids(&self.host, self.cpus)?,
         );
-        let (shell, vcpus) = Shell::new(&self.host, &family.cpuids, ram.window())?;
+        let blank = Blank::new(&self.host, &family.cpuids)?;
+        let (shell, vcpus) = blank.bind(ram.window())?;
         for (vcpu, index) in vcpus.iter().zip(0..) {
             let entry = plan.entry(index);
             let at_once = entry.starts() == Starts::AtOnce;

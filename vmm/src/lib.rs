@@ -26,6 +26,7 @@
 //! Guests are described in `docs/guest-abi.md`. Everything the `vmm` command
 //! does it does through this library.
 
+mod background;
 mod boot;
 mod builder;
 mod devices;
@@ -33,7 +34,6 @@ mod error;
 mod event;
 mod kvm;
 mod machine;
-mod reaper;
 mod snapshot;
 mod vcpu;
 mod vm;

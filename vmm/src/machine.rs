@@ -8,15 +8,20 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guestmem::{Ram, RamLayout};
+use guestmem::{Ram, RamLayout, RamWindow};
 use kvm_bindings::{CpuId, kvm_clock_data};
 
+use crate::background;
 use crate::devices::{Console, DeviceState, Devices};
-use crate::error::VmError;
+use crate::error::{ShellError, VmError};
 use crate::kvm::host::Host;
-use crate::kvm::shell::{Shell, Vcpu};
+use crate::kvm::shell::{Blank, Shell, Vcpu};
 use crate::kvm::state::VcpuState;
 use crate::vcpu::gate::Gate;
+
+/// Blank shells kept for the next fork: one for the child, one for a parent
+/// that has to move.
+const KEEP_BLANK: usize = 2;
 
 /// What a machine and everything forked from it have in common.
 #[derive(Debug)]
@@ -24,6 +29,8 @@ pub(crate) struct Family {
     pub(crate) host: Arc<Host>,
     /// One table a vCPU, as KVM completed it.
     pub(crate) cpuids: Vec<CpuId>,
+    /// Made ahead, once the family has been forked.
+    blanks: Mutex<Vec<Blank>>,
     next_number: AtomicU64,
     next_generation: AtomicU64,
 }
@@ -33,9 +40,44 @@ impl Family {
         Arc::new(Self {
             host,
             cpuids,
+            blanks: Mutex::default(),
             next_number: AtomicU64::new(0),
             next_generation: AtomicU64::new(1),
         })
+    }
+
+    /// A shell with `window` for its memory. More are made ahead for the next
+    /// time.
+    pub(crate) fn shell(
+        self: &Arc<Self>,
+        window: RamWindow,
+    ) -> Result<(Shell, Vec<Vcpu>), ShellError> {
+        let ready = self.blanks().pop();
+        let blank = match ready {
+            Some(blank) => blank,
+            None => Blank::new(&self.host, &self.cpuids)?,
+        };
+        let family = Arc::downgrade(self);
+        background::ahead(move || {
+            if let Some(family) = family.upgrade() {
+                family.make_blanks();
+            }
+        });
+        blank.bind(window)
+    }
+
+    fn make_blanks(&self) {
+        while self.blanks().len() < KEEP_BLANK {
+            match Blank::new(&self.host, &self.cpuids) {
+                Ok(blank) => self.blanks().push(blank),
+                // Whoever needs one will try again, and be told.
+                Err(error) => return log::debug!("no shell made ahead: {error}"),
+            }
+        }
+    }
+
+    fn blanks(&self) -> MutexGuard<'_, Vec<Blank>> {
+        self.blanks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A number for a new machine: 0 for the first, then 1, 2, …

@@ -65,7 +65,7 @@ impl Snapshot {
     /// Memory, a shell around it, and vCPUs as they were.
     pub(crate) fn embody(&self) -> Result<(Ram, Shell, Vec<Vcpu>), VmError> {
         let ram = self.layer.fork()?;
-        let (shell, vcpus) = Shell::new(&self.family.host, &self.family.cpuids, ram.window())?;
+        let (shell, vcpus) = self.family.shell(ram.window())?;
         self.state.restore(&shell, vcpus.iter())?;
         Ok((ram, shell, vcpus))
     }

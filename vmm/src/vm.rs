@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use guestmem::{CloneTree, GuestRam, Ram, RamStats, TreeStats, Writers};
 
+use crate::background::{self, Retired};
 use crate::error::VmError;
 use crate::event::{Event, Fault, FaultKind};
 use crate::kvm::shell::Shell;
 use crate::machine::{Machine, MachineState};
-use crate::reaper::{self, Retired};
 use crate::snapshot::Snapshot;
 use crate::vcpu::gate::GateState;
 use crate::vcpu::run;
@@ -275,8 +275,7 @@ impl Vm {
                 true => {
                     let staged = ram.stage()?;
                     let window = ram.staged_window(&staged);
-                    let family = &machine.family;
-                    Some((staged, Shell::new(&family.host, &family.cpuids, window)?))
+                    Some((staged, machine.family.shell(window)?))
                 }
                 false => None,
             }
@@ -370,7 +369,7 @@ impl Control {
 
     fn retire(&mut self, remains: impl Send + 'static) {
         self.retired.retain(|retired| !retired.is_done());
-        self.retired.push(reaper::retire(remains));
+        self.retired.push(background::retire(remains));
     }
 }
 

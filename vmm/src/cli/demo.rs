@@ -34,7 +34,7 @@ pub(crate) fn run(host: Arc<Host>, memory_bytes: u64, cpus: u32) -> Result<u8, F
 
     let mut vms = vec![root];
     for _ in 0..FORKS {
-        // The newest VM is forked, so each is one generation deeper.
+        // The newest VM runs and is forked, so each is one generation deeper.
         let parent = vms.last().expect("the root is there");
         let started = Instant::now();
         let child = parent.fork()?;
@@ -45,6 +45,8 @@ pub(crate) fn run(host: Arc<Host>, memory_bytes: u64, cpus: u32) -> Result<u8, F
             child.number(),
             parent.number()
         )?;
+        // Only one runs at a time: the host may have few cores.
+        parent.pause()?;
         child.resume()?;
         child.wait_for(SLICE);
         vms.push(child);

@@ -1,9 +1,9 @@
 //! A shell: a VM as KVM knows it, with nothing in it yet.
 //!
 //! A machine lives *in* a shell and can move to another one: that is how a
-//! running root is forked without copying its RAM. Building a shell (the VM,
-//! its irqchip, its vCPUs and memslots) takes longer than the pause of a fork
-//! may, so it is done ahead, while the machine still runs in its old one.
+//! running root is forked without copying its RAM. Making a VM, its irqchip and
+//! its vCPUs takes longer than a fork may, so [`Blank`] shells are made ahead;
+//! memory is bound while the machine still runs in its old shell.
 
 // UNSAFETY: memslots: KVM reads and writes the host memory they name.
 #![expect(unsafe_code)]
@@ -34,6 +34,13 @@ fn failed(op: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> ShellError {
     }
 }
 
+/// A VM without memory, made ahead. Binding memory is what is left to do.
+#[derive(Debug)]
+pub(crate) struct Blank {
+    vm: VmFd,
+    vcpus: Vec<(VcpuFd, Arc<Kick>)>,
+}
+
 /// A vCPU that is out of the guest, ready to be run by some thread.
 #[derive(Debug)]
 pub(crate) struct Vcpu {
@@ -52,33 +59,29 @@ pub(crate) struct Shell {
     _window: RamWindow,
 }
 
-impl Shell {
-    /// A VM with a split irqchip, vCPUs that have `cpuids`, and `window` bound
-    /// as its memory.
-    pub(crate) fn new(
-        host: &Host,
-        cpuids: &[CpuId],
-        window: RamWindow,
-    ) -> Result<(Self, Vec<Vcpu>), ShellError> {
+impl Blank {
+    /// A VM with a split irqchip and vCPUs that have `cpuids`.
+    pub(crate) fn new(host: &Host, cpuids: &[CpuId]) -> Result<Self, ShellError> {
         let vm = host.kvm().create_vm().map_err(failed("create a VM"))?;
         enable_split_irqchip(&vm).map_err(failed("split the irqchip"))?;
-        let vcpus = cpuids
-            .iter()
-            .zip(0..)
-            .map(|(cpuid, index)| {
-                let fd = vm.create_vcpu(index).map_err(failed("create a vCPU"))?;
-                fd.set_cpuid2(cpuid).map_err(failed("set a vCPU's CPUID"))?;
-                let kick = Kick::new(&fd).map_err(|source| ShellError {
-                    op: "map a vCPU's run page",
-                    source,
-                })?;
-                Ok(Vcpu {
-                    fd,
-                    kick: Arc::new(kick),
-                    _window: window.clone(),
-                })
-            })
-            .collect::<Result<Vec<_>, ShellError>>()?;
+        let vcpu = |(index, cpuid)| {
+            let fd = vm.create_vcpu(index).map_err(failed("create a vCPU"))?;
+            fd.set_cpuid2(cpuid).map_err(failed("set a vCPU's CPUID"))?;
+            let kick = Kick::new(&fd).map_err(|source| ShellError {
+                op: "map a vCPU's run page",
+                source,
+            })?;
+            Ok((fd, Arc::new(kick)))
+        };
+        let vcpus = (0..)
+            .zip(cpuids)
+            .map(vcpu)
+            .collect::<Result<_, ShellError>>()?;
+        Ok(Self { vm, vcpus })
+    }
+
+    /// Gives it `window` for memory.
+    pub(crate) fn bind(self, window: RamWindow) -> Result<(Shell, Vec<Vcpu>), ShellError> {
         for ((region, address), slot) in window.regions().zip(0..) {
             let memslot = kvm_userspace_memory_region {
                 slot,
@@ -88,19 +91,25 @@ impl Shell {
                 userspace_addr: address.addr().get() as u64,
             };
             // SAFETY: (1) the range is the window's region, which stays mapped
-            // until `window` is dropped, after the VM; (2) host code only
-            // touches it by raw pointer or volatile access.
-            unsafe { vm.set_user_memory_region(memslot) }.map_err(failed("bind RAM"))?;
+            // as long as a `Shell` or `Vcpu` keeps the VM in being; (2) host
+            // code only touches it by raw pointer or volatile access.
+            unsafe { self.vm.set_user_memory_region(memslot) }.map_err(failed("bind RAM"))?;
         }
-        Ok((
-            Self {
-                vm,
-                _window: window,
-            },
-            vcpus,
-        ))
+        let vcpu = |(fd, kick)| Vcpu {
+            fd,
+            kick,
+            _window: window.clone(),
+        };
+        let vcpus = self.vcpus.into_iter().map(vcpu).collect();
+        let shell = Shell {
+            vm: self.vm,
+            _window: window,
+        };
+        Ok((shell, vcpus))
     }
+}
 
+impl Shell {
     /// The CPUID tables for `cpus` vCPUs as KVM itself completes them, so that
     /// every shell of a machine gets the identical ones.
     pub(crate) fn cpuids(host: &Host, cpus: u32) -> Result<Vec<CpuId>, ShellError> {

@@ -1,0 +1,112 @@
+//! Work that nobody waits for, on threads that start when first needed.
+
+use std::any::Any;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Takes down what machines have left behind. Unmapping a touched gigabyte
+/// takes tens of milliseconds; a fork that moves to a new shell must not wait
+/// for the old one to go.
+static REAPER: Worker = Worker::new("vm-reaper");
+
+/// Makes what forks will need next. Not the reaper's thread, which may be busy
+/// for long.
+static BUILDER: Worker = Worker::new("vm-builder");
+
+/// A thread that does jobs in order.
+struct Worker {
+    name: &'static str,
+    queue: OnceLock<Option<Mutex<Sender<Job>>>>,
+}
+
+impl Worker {
+    const fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            queue: OnceLock::new(),
+        }
+    }
+
+    /// Queues a job; gives it back if the host has no thread for it.
+    fn queue(&'static self, job: Job) -> Result<(), Job> {
+        let start = || {
+            let (queue, jobs) = channel::<Job>();
+            let thread = std::thread::Builder::new().name(self.name.into());
+            let started = thread.spawn(move || jobs.into_iter().for_each(|job| job()));
+            started.ok().map(|_| Mutex::new(queue))
+        };
+        match self.queue.get_or_init(start) {
+            Some(queue) => {
+                let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                queue.send(job).map_err(|returned| returned.0)
+            }
+            None => Err(job),
+        }
+    }
+}
+
+/// Remains on their way; waiting for them to be gone is optional.
+#[derive(Debug)]
+pub(crate) struct Retired(Receiver<()>);
+
+impl Retired {
+    /// Whether they are gone.
+    pub(crate) fn is_done(&self) -> bool {
+        self.0.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    /// Waits until they are gone.
+    pub(crate) fn wait(self) {
+        // The reaper drops its end when it is done; it sends nothing.
+        let _ = self.0.recv();
+    }
+}
+
+/// Drops `remains` in the background, or at once if that cannot be.
+pub(crate) fn retire(remains: impl Any + Send) -> Retired {
+    let (done, retired) = channel();
+    let job: Job = Box::new(move || {
+        drop(remains);
+        drop(done);
+    });
+    if let Err(job) = REAPER.queue(job) {
+        job();
+    }
+    Retired(retired)
+}
+
+/// Does `job` in the background some time, or never.
+pub(crate) fn ahead(job: impl FnOnce() + Send + 'static) {
+    if BUILDER.queue(Box::new(job)).is_err() {
+        log::debug!("no thread to work ahead");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn waiting_returns_when_the_remains_are_gone() {
+        let alive = Arc::new(());
+        retire(Arc::clone(&alive)).wait();
+        assert_eq!(Arc::strong_count(&alive), 1);
+    }
+
+    #[test]
+    fn jobs_are_done_in_order() {
+        let (sender, receiver) = channel();
+        for number in 0..10 {
+            let sender = sender.clone();
+            ahead(move || sender.send(number).unwrap());
+        }
+        drop(sender);
+        assert_eq!(
+            receiver.into_iter().collect::<Vec<_>>(),
+            (0..10).collect::<Vec<_>>()
+        );
+    }
+}
