@@ -29,7 +29,7 @@ pub(crate) struct Family {
     pub(crate) host: Arc<Host>,
     /// One table a vCPU, as KVM completed it.
     pub(crate) cpuids: Vec<CpuId>,
-    /// Made ahead, once the family has been forked.
+    /// Made ahead, from the first run on.
     blanks: Mutex<Vec<Blank>>,
     next_number: AtomicU64,
     next_generation: AtomicU64,
@@ -46,8 +46,7 @@ impl Family {
         })
     }
 
-    /// A shell with `window` for its memory. More are made ahead for the next
-    /// time.
+    /// A shell with `window` for its memory.
     pub(crate) fn shell(
         self: &Arc<Self>,
         window: RamWindow,
@@ -57,13 +56,18 @@ impl Family {
             Some(blank) => blank,
             None => Blank::new(&self.host, &self.cpuids)?,
         };
+        self.work_ahead();
+        blank.bind(window)
+    }
+
+    /// Has blank shells made for the next fork, in the background.
+    pub(crate) fn work_ahead(self: &Arc<Self>) {
         let family = Arc::downgrade(self);
         background::ahead(move || {
             if let Some(family) = family.upgrade() {
                 family.make_blanks();
             }
         });
-        blank.bind(window)
     }
 
     fn make_blanks(&self) {

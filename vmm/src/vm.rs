@@ -301,6 +301,10 @@ impl Vm {
         }
         let cpus = gate.vcpus().count();
         drop(gate);
+        if control.threads.is_empty() {
+            // A VM that runs may be forked any moment.
+            self.machine.family.work_ahead();
+        }
         for index in control.threads.len()..cpus {
             let thread = run::spawn(&self.machine, index).map_err(VmError::Thread)?;
             control.threads.push(thread);
