@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use guest_images::Guest;
@@ -9,26 +10,15 @@ use guest_images::worker::command;
 use tests::{Worker, builder, kvm, run_to_end};
 use vmm::{Backing, Event, PAGE_SIZE};
 
-/// Pages of a VM's window, as the kernel lists them: resident, and anonymous.
-fn kernel_pages(range: std::ops::Range<usize>) -> (u64, u64) {
-    let (mut resident, mut anonymous) = (0, 0);
-    let mut inside = false;
-    for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
-        let mut words = line.split_whitespace();
-        let first = words.next().unwrap_or_default();
-        if let Some((start, end)) = first.split_once('-') {
-            let hex = |text| usize::from_str_radix(text, 16).unwrap();
-            inside = range.start <= hex(start) && hex(end) <= range.end;
-        } else if inside && (first == "Rss:" || first == "Anonymous:") {
-            let pages = words.next().unwrap().parse::<u64>().unwrap() * 1024 / PAGE_SIZE;
-            *(if first == "Rss:" {
-                &mut resident
-            } else {
-                &mut anonymous
-            }) += pages;
-        }
-    }
-    (resident, anonymous)
+/// Anonymous pages of a VM's window, as the kernel lists them.
+fn anonymous_pages(window: Range<usize>) -> u64 {
+    let maps = procfs::process::Process::myself().unwrap().smaps().unwrap();
+    let within = maps.into_iter().filter(|area| {
+        window.start as u64 <= area.address.0 && area.address.1 <= window.end as u64
+    });
+    within
+        .map(|area| area.extension.map["Anonymous"] / PAGE_SIZE)
+        .sum()
 }
 
 #[test]
@@ -87,7 +77,7 @@ fn lists_blocks_and_private_pages_agree_after_settling() {
     let mut private = 0;
     for vm in &vms {
         let ram = vm.vm.stats().unwrap().ram;
-        let (_, anonymous) = kernel_pages(vm.vm.host_range());
+        let anonymous = anonymous_pages(vm.vm.host_range());
         assert_eq!(ram.private_pages + ram.window_copies, anonymous);
         private += ram.private_pages;
     }

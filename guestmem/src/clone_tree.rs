@@ -16,20 +16,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pagelist::{PageList, SlotRef};
-
-use crate::copies::Copies;
 use crate::error::MemoryError;
-use crate::frame::{Arena, FrameSet, is_private};
-use crate::layout::{PageIdx, RamLayout};
+use crate::frame::{Arena, FrameSet};
+use crate::layout::RamLayout;
 use crate::settle::{read_back_layers, reconcile, settle_leaf};
+use crate::state::State;
 use crate::stats::TreeStats;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Reading, Role, Tree, Viewers};
-use crate::window::Window;
-
-/// Mappings that one window may be made of.
-pub(crate) const MAP_BUDGET: usize = 512;
 
 /// A clone tree: the RAM of a VM and of everything forked from it.
 #[derive(Debug)]
@@ -37,49 +31,6 @@ pub struct CloneTree {
     layout: RamLayout,
     pagemap: Pagemap,
     state: Mutex<State>,
-}
-
-/// What the lock protects.
-#[derive(Debug)]
-pub(crate) struct State {
-    pub(crate) tree: Tree,
-    pub(crate) arena: Arena,
-    /// One for every leaf whose window is mapped.
-    pub(crate) leaves: BTreeMap<NodeId, Leaf>,
-}
-
-/// What there is of a leaf besides its list.
-#[derive(Debug)]
-pub(crate) struct Leaf {
-    pub(crate) window: Arc<Window>,
-    /// Its private pages that are copies of what lies below the leaf, unless
-    /// they have been written since, which settling finds out.
-    pub(crate) copies: Copies,
-    /// Markers on pages under which fresh anonymous memory has been mapped.
-    pub(crate) overlaid: PageList,
-    /// Mappings that made for `overlaid`.
-    pub(crate) nr_overlays: usize,
-}
-
-impl Leaf {
-    pub(crate) fn new(window: Arc<Window>) -> Self {
-        Self {
-            window,
-            copies: Copies::default(),
-            overlaid: PageList::new(),
-            nr_overlays: 0,
-        }
-    }
-
-    /// Copies that still are copies, now that `id`, this leaf, is settled.
-    pub(crate) fn live_copies(&self, state: &State, id: NodeId) -> u64 {
-        let list = &state.tree.node(id).list;
-        let own = |page: &PageIdx| list.get(page.byte_offset());
-        // A page that collapsed into the leaf's list is still copied below it.
-        let is_copy =
-            |page: &PageIdx| !matches!(own(page), SlotRef::Page(frame) if is_private(frame));
-        self.copies.iter().filter(is_copy).count() as u64
-    }
 }
 
 impl CloneTree {
@@ -180,11 +131,6 @@ impl State {
             settle_leaf(self, pagemap, leaf)?;
         }
         reconcile(self)
-    }
-
-    /// File pages that some list holds.
-    pub(crate) fn listed_file_pages(&self) -> u64 {
-        self.tree.ids().map(|id| self.tree.file_pages_of(id)).sum()
     }
 
     /// Takes a leaf whose window is gone out of the tree.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use pagelist::{FrameId, PageOrMarker};
 
-use crate::clone_tree::{Leaf, State};
 use crate::error::MemoryError;
 use crate::frame::{FrameSet, file_frame, private_frame};
 use crate::layout::PageIdx;
 use crate::settle::{private_pages, settle_leaf, zero_slot};
+use crate::state::{Leaf, State};
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{Node, NodeId, Reading, Seen};
 use crate::window::Window;

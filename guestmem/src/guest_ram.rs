@@ -10,7 +10,7 @@ use vm_memory::{
 };
 
 use crate::layout::RamRegion;
-use crate::ram::RamWindow;
+use crate::ram_window::RamWindow;
 
 /// A VM's RAM as vm-memory sees it: regions of one window. Cheap to clone. It
 /// keeps the window mapped; after a VM has moved to another window (a freeze

@@ -43,8 +43,10 @@ mod guest_ram;
 mod layout;
 mod pages;
 mod ram;
+mod ram_window;
 mod reset;
 mod settle;
+mod state;
 mod stats;
 mod sys;
 mod tree;
@@ -56,7 +58,8 @@ pub use guest_ram::{GuestRam, WindowRegion};
 pub use layout::{
     Gpa, HOLE_END, HOLE_START, LayoutError, MAX_RAM_BYTES, PAGE_SIZE, PageIdx, RamLayout, RamRegion,
 };
-pub use ram::{Backing, Layer, Ram, RamWindow};
+pub use ram::{Backing, Layer, Ram};
+pub use ram_window::RamWindow;
 pub use settle::Writers;
 pub use stats::{RamStats, TreeStats};
 pub use tree::Attribution;

@@ -1,17 +1,17 @@
 //! The RAM of one VM, and frozen RAM to fork it from.
 
-use std::ops::Range;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::clone_tree::{CloneTree, LayerClaim, Leaf, LeafClaim, MAP_BUDGET};
+use crate::clone_tree::{CloneTree, LayerClaim, LeafClaim};
 use crate::error::MemoryError;
 use crate::frame::{FrameSet, file_frame};
 use crate::freeze;
 use crate::guest_ram::{self, GuestRam};
-use crate::layout::{Gpa, PageIdx, RamLayout, RamRegion};
+use crate::layout::{Gpa, PageIdx, RamLayout};
+use crate::ram_window::RamWindow;
 use crate::reset;
 use crate::settle::{self, Writers, settle_leaf};
+use crate::state::{Leaf, MAP_BUDGET};
 use crate::stats::RamStats;
 use crate::sys::mapping::HugePages;
 use crate::tree::{Reading, Seen, WindowPlan};
@@ -282,37 +282,5 @@ impl Layer {
                 leaf,
             }),
         })
-    }
-}
-
-/// A VM's window, held by whoever may touch it: it stays mapped, and the
-/// frames behind it stay allocated, as long as this lives.
-#[derive(Clone, Debug)]
-pub struct RamWindow {
-    // Goes before the claim, whose end gives frames back.
-    pub(crate) window: Arc<Window>,
-    claim: Arc<LeafClaim>,
-}
-
-impl RamWindow {
-    /// The host-virtual address of each RAM region, to bind as a memslot.
-    pub fn regions(&self) -> impl Iterator<Item = (RamRegion, NonNull<u8>)> + '_ {
-        let regions = self.layout().regions();
-        regions.map(|region| (region, self.region_start(&region)))
-    }
-
-    /// How the RAM behind it is laid out.
-    pub fn layout(&self) -> RamLayout {
-        self.claim.tree.layout()
-    }
-
-    /// The window's host-virtual addresses, as the kernel lists them.
-    pub fn host_range(&self) -> Range<usize> {
-        let start = self.window.mapping().base().addr().get();
-        start..start + usize::try_from(self.layout().size_bytes()).unwrap_or(usize::MAX)
-    }
-
-    pub(crate) fn region_start(&self, region: &RamRegion) -> NonNull<u8> {
-        self.window.page(region.first).read().start()
     }
 }

@@ -5,12 +5,12 @@
 //! it. Dropping them (`MADV_DONTNEED`) would cost the same call plus a fault
 //! and a copy each, later.
 
-use crate::clone_tree::State;
 use crate::error::MemoryError;
 use crate::frame::{FrameHome, FrameSet, home};
 use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
 use crate::settle::pages;
+use crate::state::State;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Seen, Tree};
 
@@ -35,9 +35,7 @@ pub(crate) fn copy_back(
         leaves,
     } = &mut *state;
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
-    let private = pagemap
-        .private_pages(at_leaf.window.mapping())
-        .map_err(|source| MemoryError::os("scan for private pages", tree.nr_pages(), source))?;
+    let private = at_leaf.private_pages(pagemap)?;
     // The window also differs where anonymous memory was mapped over it, and
     // where it shows what the leaf got from a layer that collapsed into it.
     let own = &tree.node(leaf).list;

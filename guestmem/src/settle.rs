@@ -11,11 +11,11 @@ use std::ops::Range;
 
 use pagelist::{PageList, PageOrMarker, SlotRef};
 
-use crate::clone_tree::{Leaf, MAP_BUDGET, State};
 use crate::error::MemoryError;
 use crate::frame::{Arena, FrameHome, FrameSet, file_frame, home, is_private, private_frame};
 use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
+use crate::state::{Leaf, MAP_BUDGET, State};
 use crate::sys::page::Page;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Reading, Role, Seen, Tree};
@@ -70,9 +70,7 @@ fn list_private_pages(
         leaves,
     } = state;
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
-    let private = pagemap
-        .private_pages(at_leaf.window.mapping())
-        .map_err(|source| MemoryError::os("scan for private pages", tree.nr_pages(), source))?;
+    let private = at_leaf.private_pages(pagemap)?;
     let mut replaced = FrameSet::default();
     let result = private.into_iter().flat_map(pages).try_for_each(|page| {
         let offset = page.byte_offset();

@@ -1,9 +1,9 @@
 //! Who owns and who sees what, in numbers.
 
-use crate::clone_tree::State;
 use crate::error::MemoryError;
 use crate::layout::PAGE_SIZE;
 use crate::settle::private_pages;
+use crate::state::State;
 use crate::tree::{Attribution, NodeId, Role, Viewers};
 
 /// What a clone tree holds, to the page.

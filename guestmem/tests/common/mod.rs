@@ -47,26 +47,18 @@ pub(crate) struct Smaps {
 }
 
 impl Smaps {
-    /// Adds up the areas of `/proc/self/smaps` that lie within `range`.
+    /// Adds up the areas of this process that lie within `range`.
     pub(crate) fn of(range: Range<usize>) -> Self {
-        let mut sum = Self::default();
-        let mut inside = false;
-        for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
-            let mut words = line.split_whitespace();
-            let first = words.next().unwrap_or_default();
-            if let Some((start, end)) = first.split_once('-') {
-                let hex = |text| usize::from_str_radix(text, 16).unwrap();
-                inside = range.start <= hex(start) && hex(end) <= range.end;
-            } else if inside {
-                let mut pages = || words.next().unwrap().parse::<u64>().unwrap() * 1024 / PAGE_SIZE;
-                match first {
-                    "Rss:" => sum.resident_pages += pages(),
-                    "Pss:" => sum.pss_pages += pages(),
-                    "Anonymous:" => sum.anonymous_pages += pages(),
-                    _ => {}
-                }
-            }
-        }
-        sum
+        let maps = procfs::process::Process::myself().unwrap().smaps().unwrap();
+        let within = maps.into_iter().filter(|area| {
+            range.start as u64 <= area.address.0 && area.address.1 <= range.end as u64
+        });
+        within.fold(Self::default(), |mut sum, area| {
+            let pages = |key| area.extension.map[key] / PAGE_SIZE;
+            sum.resident_pages += pages("Rss");
+            sum.pss_pages += pages("Pss");
+            sum.anonymous_pages += pages("Anonymous");
+            sum
+        })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
-use crate::kvm::state::MsrPlan;
+use crate::kvm::msrs::MsrPlan;
 
 /// The API version every KVM has spoken since Linux 2.6.22.
 const API_VERSION: i32 = 12;
@@ -121,7 +121,7 @@ impl Host {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(ask("ask KVM for the CPUID it supports"))?;
         let vm = kvm.create_vm().map_err(ask("create a VM"))?;
-        let msrs = MsrPlan::probe(&kvm, &vm, &cpuid)?;
+        let msrs = MsrPlan::probe(&kvm, &vm, &cpuid).map_err(ask("try out a vCPU's MSRs"))?;
         Ok(Arc::new(Self {
             cpuid,
             msrs,

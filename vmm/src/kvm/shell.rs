@@ -17,7 +17,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::host::Host;
 use super::kick::Kick;
-use super::state::{cpuid_for, effective_cpuid, enable_split_irqchip};
+use super::msrs::enable_split_irqchip;
+use super::state::{cpuid_for, effective_cpuid};
 
 /// Why KVM would not make a VM.
 #[derive(Debug, thiserror::Error)]

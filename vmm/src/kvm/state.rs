@@ -12,23 +12,14 @@
 use std::io;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_debugregs, kvm_enable_cap, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::VcpuFd;
 
 use crate::boot::VcpuEntry;
-use crate::kvm::host::{Host, HostError};
-
-/// MSRs that some hosts list and read but do not let us set, by name. They
-/// hold nothing that a VM without the feature in question could miss.
-const TOLERATED: [u32; 3] = [
-    0x4b56_4d06, // MSR_KVM_ASYNC_PF_INT: needs an in-kernel local APIC
-    0x4b56_4d07, // MSR_KVM_ASYNC_PF_ACK: write-only trigger
-    0x4b56_4d08, // MSR_KVM_MIGRATION_CONTROL: needs encrypted guests
-];
-
-const MSR_TSC_DEADLINE: u32 = 0x6e0;
+use crate::kvm::host::Host;
+use crate::kvm::msrs::{MsrPlan, entries};
 
 /// Why a vCPU's state could not be read or set.
 #[derive(Debug, thiserror::Error)]
@@ -53,51 +44,6 @@ pub enum StateError {
         /// The MSR.
         index: u32,
     },
-}
-
-/// The MSRs that make up a vCPU's state on this host.
-#[derive(Debug)]
-pub(crate) struct MsrPlan {
-    indices: Vec<u32>,
-}
-
-impl MsrPlan {
-    /// Asks `kvm` for its list and tries the doubtful ones on a vCPU like ours.
-    pub(crate) fn probe(kvm: &Kvm, vm: &VmFd, cpuid: &CpuId) -> Result<Self, HostError> {
-        let ask = |op| {
-            move |source: kvm_ioctls::Error| HostError::Ask {
-                op,
-                source: source.into(),
-            }
-        };
-        let listed = kvm
-            .get_msr_index_list()
-            .map_err(ask("list the MSRs to save"))?;
-        enable_split_irqchip(vm).map_err(ask("split the irqchip"))?;
-        let vcpu = vm.create_vcpu(0).map_err(ask("create a vCPU"))?;
-        vcpu.set_cpuid2(cpuid).map_err(ask("set CPUID"))?;
-        let works = |index: &u32| {
-            let mut msrs = entries([*index].iter().map(|index| (*index, 0)));
-            vcpu.get_msrs(&mut msrs) == Ok(1) && vcpu.set_msrs(&msrs) == Ok(1)
-        };
-        let mut indices: Vec<u32> = listed.as_slice().to_vec();
-        indices.retain(|index| !TOLERATED.contains(index) || works(index));
-        // The deadline goes last, after all that changes what it means.
-        indices.sort_by_key(|index| *index == MSR_TSC_DEADLINE);
-        Ok(Self { indices })
-    }
-}
-
-/// Gives the VM local APICs in the kernel and leaves the IOAPIC to us. To be
-/// done before the first vCPU.
-pub(crate) fn enable_split_irqchip(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
-    const IOAPIC_PINS: u64 = 24;
-    let mut cap = kvm_enable_cap {
-        cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP,
-        ..Default::default()
-    };
-    cap.args[0] = IOAPIC_PINS;
-    vm.enable_cap(&cap)
 }
 
 /// Everything a vCPU is, but its CPUID, which is set when it is made.
@@ -236,17 +182,6 @@ fn get_xsave(host: &Host, vcpu: &VcpuFd) -> Result<Xsave, kvm_ioctls::Error> {
     // this process.
     unsafe { vcpu.get_xsave2(&mut xsave) }?;
     Ok(xsave)
-}
-
-fn entries(values: impl Iterator<Item = (u32, u64)>) -> Msrs {
-    let entries: Vec<_> = values
-        .map(|(index, data)| kvm_msr_entry {
-            index,
-            data,
-            ..Default::default()
-        })
-        .collect();
-    Msrs::from_entries(&entries).expect("fewer MSRs than KVM_MAX_MSR_ENTRIES")
 }
 
 fn get_msrs(plan: &MsrPlan, vcpu: &VcpuFd, index: usize) -> Result<Vec<(u32, u64)>, StateError> {

@@ -1,0 +1,78 @@
+//! What the lock of a clone tree protects.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use pagelist::{PageList, SlotRef};
+
+use crate::copies::Copies;
+use crate::error::MemoryError;
+use crate::frame::{Arena, is_private};
+use crate::layout::PageIdx;
+use crate::sys::pagemap::Pagemap;
+use crate::tree::{NodeId, Tree};
+use crate::window::Window;
+
+/// Mappings that one window may be made of.
+pub(crate) const MAP_BUDGET: usize = 512;
+
+/// The tree with its memory.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) tree: Tree,
+    pub(crate) arena: Arena,
+    /// One for every leaf whose window is mapped.
+    pub(crate) leaves: BTreeMap<NodeId, Leaf>,
+}
+
+/// What there is of a leaf besides its list.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    pub(crate) window: Arc<Window>,
+    /// Its private pages that are copies of what lies below the leaf, unless
+    /// they have been written since, which settling finds out.
+    pub(crate) copies: Copies,
+    /// Markers on pages under which fresh anonymous memory has been mapped.
+    pub(crate) overlaid: PageList,
+    /// Mappings that made for `overlaid`.
+    pub(crate) nr_overlays: usize,
+}
+
+impl Leaf {
+    pub(crate) fn new(window: Arc<Window>) -> Self {
+        Self {
+            window,
+            copies: Copies::default(),
+            overlaid: PageList::new(),
+            nr_overlays: 0,
+        }
+    }
+
+    /// The pages that its window holds privately, as maximal runs, ascending.
+    pub(crate) fn private_pages(
+        &self,
+        pagemap: &Pagemap,
+    ) -> Result<Vec<Range<PageIdx>>, MemoryError> {
+        let mapping = self.window.mapping();
+        let failed = |source| MemoryError::os("scan for private pages", mapping.nr_pages(), source);
+        pagemap.private_pages(mapping).map_err(failed)
+    }
+
+    /// Copies that still are copies, now that `id`, this leaf, is settled.
+    pub(crate) fn live_copies(&self, state: &State, id: NodeId) -> u64 {
+        let list = &state.tree.node(id).list;
+        let own = |page: &PageIdx| list.get(page.byte_offset());
+        // A page that collapsed into the leaf's list is still copied below it.
+        let is_copy =
+            |page: &PageIdx| !matches!(own(page), SlotRef::Page(frame) if is_private(frame));
+        self.copies.iter().filter(is_copy).count() as u64
+    }
+}
+
+impl State {
+    /// File pages that some list holds.
+    pub(crate) fn listed_file_pages(&self) -> u64 {
+        self.tree.ids().map(|id| self.tree.file_pages_of(id)).sum()
+    }
+}
