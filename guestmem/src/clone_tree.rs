@@ -20,7 +20,7 @@ use crate::error::MemoryError;
 use crate::frame::{Arena, FrameSet};
 use crate::layout::RamLayout;
 use crate::settle::{read_back_layers, reconcile, settle_leaf};
-use crate::state::State;
+use crate::state::{Gone, State};
 use crate::stats::TreeStats;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Reading, Role, Tree, Viewers};
@@ -46,6 +46,7 @@ impl CloneTree {
             tree,
             arena,
             leaves: BTreeMap::new(),
+            gone: Vec::new(),
         });
         let tree = Arc::new(Self {
             layout,
@@ -125,6 +126,7 @@ impl CloneTree {
 impl State {
     /// Settles every leaf and every layer.
     pub(crate) fn settle_all(&mut self, pagemap: &Pagemap) -> Result<(), MemoryError> {
+        self.bury()?;
         read_back_layers(self, Reading::Exact)?;
         let leaves: Vec<_> = self.leaves.keys().copied().collect();
         for leaf in leaves {
@@ -133,21 +135,30 @@ impl State {
         reconcile(self)
     }
 
-    /// Takes a leaf whose window is gone out of the tree.
-    fn remove_leaf(&mut self, leaf: NodeId) -> Result<(), MemoryError> {
+    /// Takes those who have gone out of the tree, with what only they could
+    /// see. What fails is tried again the next time.
+    fn bury(&mut self) -> Result<(), MemoryError> {
+        if self.gone.is_empty() {
+            return Ok(());
+        }
         read_back_layers(self, Reading::Listed)?;
         let mut freed = FrameSet::default();
-        self.tree.remove_leaf(leaf, &mut freed);
+        for gone in std::mem::take(&mut self.gone) {
+            match gone {
+                Gone::Vm(leaf) => self.tree.remove_leaf(leaf, &mut freed),
+                Gone::Snapshot(layer) => self.tree.release(layer, &mut freed),
+            }
+        }
         self.arena.free(freed);
         Ok(())
     }
 
-    fn release_layer(&mut self, layer: NodeId) -> Result<(), MemoryError> {
-        read_back_layers(self, Reading::Listed)?;
-        let mut freed = FrameSet::default();
-        self.tree.release(layer, &mut freed);
-        self.arena.free(freed);
-        Ok(())
+    /// Notes that somebody has gone, and takes it out now if that can be.
+    fn has_gone(&mut self, gone: Gone) {
+        self.gone.push(gone);
+        if let Err(error) = self.bury() {
+            log::warn!("frames cannot be given back for now: {error}");
+        }
     }
 }
 
@@ -162,10 +173,7 @@ impl Drop for LeafClaim {
     fn drop(&mut self) {
         let window = self.tree.lock().leaves.remove(&self.leaf);
         drop(window); // unmaps, which may take long, so not under the lock
-        if let Err(error) = self.tree.lock().remove_leaf(self.leaf) {
-            // Its frames stay until the whole tree goes.
-            log::error!("a dropped VM's frames cannot be given back now: {error}");
-        }
+        self.tree.lock().has_gone(Gone::Vm(self.leaf));
     }
 }
 
@@ -189,8 +197,6 @@ impl LayerClaim {
 
 impl Drop for LayerClaim {
     fn drop(&mut self) {
-        if let Err(error) = self.tree.lock().release_layer(self.layer) {
-            log::error!("a dropped snapshot's frames cannot be given back now: {error}");
-        }
+        self.tree.lock().has_gone(Gone::Snapshot(self.layer));
     }
 }

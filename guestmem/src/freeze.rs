@@ -38,6 +38,7 @@ pub(crate) fn copy_private(
         tree,
         arena,
         leaves,
+        ..
     } = &mut *state;
     let Leaf { window, copies, .. } = leaves.get_mut(&leaf).expect("a leaf has a window");
     let mut data = Vec::new();

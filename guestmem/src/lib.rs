@@ -37,6 +37,8 @@
 mod clone_tree;
 mod copies;
 mod error;
+#[cfg(test)]
+mod failing;
 mod frame;
 mod freeze;
 mod guest_ram;

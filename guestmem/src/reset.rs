@@ -33,6 +33,7 @@ pub(crate) fn copy_back(
         tree,
         arena,
         leaves,
+        ..
     } = &mut *state;
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
     let private = at_leaf.private_pages(pagemap)?;

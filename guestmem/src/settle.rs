@@ -68,6 +68,7 @@ fn list_private_pages(
         tree,
         arena,
         leaves,
+        ..
     } = state;
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
     let private = at_leaf.private_pages(pagemap)?;
@@ -189,6 +190,7 @@ pub(crate) fn zero_slot(
 /// Gives back pages of root RAM that the kernel committed although nobody
 /// holds them: holes that a fork has read.
 pub(crate) fn reconcile(state: &mut State) -> Result<(), MemoryError> {
+    state.arena.retry_refused();
     let root_is_live = state
         .leaves
         .values()
@@ -256,6 +258,7 @@ pub(crate) fn zero_run(
         tree,
         arena,
         leaves,
+        ..
     } = state;
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
     if !make_room(at_leaf, &run)? {

@@ -24,6 +24,18 @@ pub(crate) struct State {
     pub(crate) arena: Arena,
     /// One for every leaf whose window is mapped.
     pub(crate) leaves: BTreeMap<NodeId, Leaf>,
+    /// Who has gone and is still in the tree, because lists could not be read
+    /// back at that moment.
+    pub(crate) gone: Vec<Gone>,
+}
+
+/// A claim that nobody holds any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Gone {
+    /// The VM of this leaf; its window is unmapped.
+    Vm(NodeId),
+    /// A snapshot that held this layer.
+    Snapshot(NodeId),
 }
 
 /// What there is of a leaf besides its list.

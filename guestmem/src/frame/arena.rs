@@ -21,6 +21,8 @@ const LEAST_ROOM: u64 = 16 << 20;
 #[derive(Debug)]
 pub(crate) struct Arena {
     numbers: FrameNumbers,
+    /// Pages that nobody sees and that could not be given back yet.
+    refused: Vec<Range<u64>>,
     view: View,
     file: Memfd,
 }
@@ -42,6 +44,7 @@ impl Arena {
             .map_err(|source| MemoryError::os("map a view of guest RAM", nr_pages, source))?;
         Ok(Self {
             numbers: FrameNumbers::new(root_pages, nr_pages),
+            refused: Vec::new(),
             view,
             file,
         })
@@ -91,9 +94,19 @@ impl Arena {
     fn free_run(&mut self, run: Range<u64>) {
         match self.file.punch(run.clone()) {
             Ok(()) => self.numbers.give_back(run),
-            // Nothing the caller could do. The numbers stay taken, so that
-            // the old contents are never mistaken for somebody's.
-            Err(error) => log::error!("cannot give file pages {run:?} back: {error}"),
+            // The numbers stay taken until it works, so that the old contents
+            // are never mistaken for somebody's.
+            Err(error) => {
+                log::warn!("cannot give file pages {run:?} back for now: {error}");
+                self.refused.push(run);
+            }
+        }
+    }
+
+    /// Tries again to give back what could not be.
+    pub(crate) fn retry_refused(&mut self) {
+        for run in std::mem::take(&mut self.refused) {
+            self.free_run(run);
         }
     }
 

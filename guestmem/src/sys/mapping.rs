@@ -18,6 +18,7 @@ use vm_memory::VolatileSlice;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
+use super::fault;
 use super::page::{Page, WritablePage};
 use crate::layout::{PAGE_SIZE, PageIdx};
 
@@ -72,6 +73,7 @@ impl Mapping {
     }
 
     fn reserve(nr_pages: u64) -> io::Result<Self> {
+        fault::injected()?;
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
         let len = usize::try_from(nr_pages)
             .ok()
@@ -163,6 +165,7 @@ impl Mapping {
         file_offset: u64,
         sharing: Sharing,
     ) -> io::Result<()> {
+        fault::injected()?;
         let (start, len) = self.span(pages);
         let sharing = match sharing {
             Sharing::Shared => MapFlags::SHARED,
@@ -186,6 +189,7 @@ impl Mapping {
     /// Replaces `pages` by fresh anonymous memory, which reads zero. What the
     /// range held privately is given back.
     pub(crate) fn map_zero(&self, pages: Range<u64>) -> io::Result<()> {
+        fault::injected()?;
         let (start, len) = self.span(pages.clone());
         // SAFETY: as in `map_file`.
         unsafe {
@@ -202,6 +206,7 @@ impl Mapping {
     /// Gives the private pages of `pages` back; they read as what is mapped
     /// beneath them again.
     pub(crate) fn drop_private(&self, pages: Range<u64>) -> io::Result<()> {
+        fault::injected()?;
         self.advise(pages, Advice::LinuxDontNeed)
     }
 

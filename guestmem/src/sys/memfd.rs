@@ -13,6 +13,7 @@ use rustix::fs::{
     memfd_create, seek,
 };
 
+use super::fault;
 use super::page::Page;
 use crate::layout::PAGE_SIZE;
 
@@ -36,12 +37,14 @@ impl Memfd {
 
     /// Pages the kernel has committed, by its own count of blocks.
     pub(crate) fn committed_pages(&self) -> io::Result<u64> {
+        fault::injected()?;
         let blocks = u64::try_from(fstat(&self.fd)?.st_blocks).unwrap_or(0);
         Ok(blocks / (PAGE_SIZE / 512))
     }
 
     /// The committed stretches within `pages`, ascending.
     pub(crate) fn data(&self, pages: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        fault::injected()?;
         let mut found = Vec::new();
         let mut at = pages.start;
         while at < pages.end {
@@ -62,6 +65,7 @@ impl Memfd {
 
     /// Gives the frames of `pages` back to the host; they read zero.
     pub(crate) fn punch(&self, pages: Range<u64>) -> io::Result<()> {
+        fault::injected()?;
         Ok(fallocate(
             &self.fd,
             FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
@@ -74,6 +78,7 @@ impl Memfd {
     /// `first` on. Out of host memory is an error here (`ENOSPC`, `ENOMEM`),
     /// where a store through a mapping would be a SIGBUS.
     pub(crate) fn write_pages(&self, first: u64, sources: &[Page<'_>]) -> io::Result<()> {
+        fault::injected()?;
         let mut page = first;
         for batch in sources.chunks(MAX_PIECES) {
             let pieces: Vec<libc::iovec> = batch

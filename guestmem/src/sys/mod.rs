@@ -3,6 +3,7 @@
 //! * [`mapping`]: address ranges of our own, and what is mapped into them
 //! * [`memfd`]: the sparse file that frames live in
 //! * [`pagemap`]: which pages of a range the kernel has made private
+//! * [`fault`]: making any of it fail, in tests
 //! * [`page`]: reading, comparing, copying and clearing single pages
 //!
 //! # Guest memory and Rust's memory model
@@ -16,6 +17,7 @@
 //! acted on while the writers are stopped; callers say so with
 //! [`Writers`](crate::Writers).
 
+pub(crate) mod fault;
 pub(crate) mod mapping;
 pub(crate) mod memfd;
 pub(crate) mod page;

@@ -13,6 +13,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
+use super::fault;
 use super::mapping::Mapping;
 use crate::layout::{PAGE_SIZE, PageIdx};
 
@@ -71,6 +72,7 @@ impl Pagemap {
     /// the file's, nor the shared zero page), as maximal runs, ascending.
     /// Swapped-out pages count: they are committed, only elsewhere.
     pub(crate) fn private_pages(&self, mapping: &Mapping) -> io::Result<Vec<Range<PageIdx>>> {
+        fault::injected()?;
         let base = mapping.base().addr().get() as u64;
         let end = base + mapping.nr_pages() * PAGE_SIZE;
         let mut regions = [PageRegion::default(); BATCH];

@@ -1,0 +1,126 @@
+//! Every system call fails once, in turn: whatever was asked for has not
+//! happened, nobody else notices, and it works when it is tried again.
+
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::sys::fault;
+use crate::{Backing, Gpa, Layer, MemoryError, PAGE_SIZE, Ram, RamLayout, Writers};
+
+const PAGES: u64 = 32;
+
+/// Tries `op` until it works; `check` must hold after each failure.
+fn until_it_works<T>(mut op: impl FnMut() -> Result<T, MemoryError>, mut check: impl FnMut()) -> T {
+    for _ in 0..3 {
+        match op() {
+            Ok(done) => return done,
+            Err(error) => {
+                assert!(error.to_string().contains("memory"), "{error}");
+                check();
+            }
+        }
+    }
+    panic!("it fails although only one call does");
+}
+
+fn freeze(ram: &mut Ram) -> Result<Layer, MemoryError> {
+    ram.prepare_freeze()?;
+    if ram.moves_when_frozen() {
+        let staged = ram.stage()?;
+        Ok(ram.freeze_root(staged).0)
+    } else {
+        ram.freeze_in_place()
+    }
+}
+
+fn set(ram: &Ram, page: u64, value: u64) {
+    ram.guest_ram()
+        .write_obj(value, GuestAddress(page * PAGE_SIZE))
+        .unwrap();
+}
+
+fn contents(ram: &Ram) -> Vec<u64> {
+    let memory = ram.guest_ram();
+    let word = |page| memory.read_obj(GuestAddress(page * PAGE_SIZE)).unwrap();
+    (0..PAGES).map(word).collect()
+}
+
+/// A life with every operation in it, in which one system call fails: the one
+/// after `calls` others. Returns whether there were so many.
+fn live(backing: Backing, calls: u64) -> bool {
+    let layout = RamLayout::new(PAGES * PAGE_SIZE).unwrap();
+    fault::fail_after(calls);
+    let mut root = until_it_works(|| Ram::new(layout, backing), || {});
+    let tree = Arc::clone(root.tree());
+    for page in 0..8 {
+        set(&root, page, 100 + page);
+    }
+    set(&root, 9, 0);
+    let before = contents(&root);
+
+    let layer = until_it_works(|| freeze(&mut root), || {});
+    assert_eq!(contents(&root), before);
+    let mut child = until_it_works(|| layer.fork(), || assert_eq!(contents(&root), before));
+    assert_eq!(contents(&child), before);
+
+    // Written, zeroed, and neither; then a generation deeper.
+    set(&child, 0, 7);
+    set(&child, 1, 0);
+    set(&child, 20, 8);
+    let written = contents(&child);
+    let deeper = until_it_works(|| freeze(&mut child), || {});
+    assert_eq!(contents(&child), written);
+    let mut grandchild = until_it_works(|| deeper.fork(), || assert_eq!(contents(&child), written));
+    assert_eq!(contents(&grandchild), written);
+
+    set(&grandchild, 2, 0);
+    until_it_works(|| grandchild.settle(Writers::Stopped), || {});
+    until_it_works(
+        || grandchild.discard(Gpa(4 * PAGE_SIZE), 2 * PAGE_SIZE),
+        || {},
+    );
+    let mut wanted = written.clone();
+    for page in [2, 4, 5] {
+        wanted[page] = 0;
+    }
+    assert_eq!(contents(&grandchild), wanted);
+    until_it_works(|| grandchild.reset(&deeper), || {});
+    assert_eq!(contents(&grandchild), written);
+    until_it_works(|| tree.stats(), || {});
+    until_it_works(|| tree.reclaim(), || {});
+
+    // Nobody has noticed anything; then all of them go.
+    assert_eq!(contents(&root), before);
+    assert_eq!(contents(&child), written);
+    drop((layer, child));
+    assert_eq!(contents(&grandchild), written);
+    drop(deeper);
+    assert_eq!(contents(&grandchild), written);
+    assert_eq!(contents(&root), before);
+    drop(root);
+    assert_eq!(contents(&grandchild), written);
+    let failed = fault::stop();
+    tree.reclaim().unwrap();
+    tree.check_invariants();
+    drop(grandchild);
+    let stats = tree.stats().unwrap();
+    assert_eq!(
+        (stats.frames(), stats.committed_file_frames),
+        (0, 0),
+        "{calls} calls"
+    );
+    assert_eq!((stats.leaves, stats.layers), (0, 0), "{calls} calls");
+    failed
+}
+
+#[test]
+fn whichever_system_call_fails_nothing_is_lost_and_trying_again_works() {
+    for backing in [Backing::Memfd, Backing::Anon] {
+        let mut calls = 0;
+        while live(backing, calls) {
+            calls += 1;
+        }
+        assert!(calls > 20, "only {calls} system calls were made");
+    }
+}
