@@ -14,6 +14,7 @@ mod leak;
 mod list;
 mod merge;
 mod point;
+mod rebuild;
 mod slab;
 mod slot;
 mod splice;

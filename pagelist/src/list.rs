@@ -152,10 +152,12 @@ impl PageList {
     /// the limit) give a position that no slot and no marker can have.
     #[inline]
     pub(crate) fn pos(&self, offset: u64) -> u64 {
-        // Rotating moves the bits below the page size to the top, where they
-        // make the position larger than any that exists: no branch needed.
+        // No branches: rotating moves the bits below the page size to the top,
+        // where they make the position larger than any that exists, and an
+        // offset so large that the sum wraps lands below the skew, where
+        // nothing ever is.
         offset
-            .saturating_add(self.skew)
+            .wrapping_add(self.skew)
             .rotate_right(PAGE_SIZE.trailing_zeros())
     }
 
