@@ -264,7 +264,7 @@ fn round<S: Subject>(shape: Shape, lookups: &[u64], best: &mut Times) {
     timed(&mut best.chase, lookups.len() as u64, || {
         // Which of two neighbours is asked for depends on the last answer.
         lookups.iter().fold(0, |last, &offset| {
-            subject.get(offset ^ (u64::from(last) & 1) * shape.stride)
+            subject.get(offset ^ ((u64::from(last) & 1) * shape.stride))
         })
     });
     timed(&mut best.walk, shape.nr_pages, || subject.walk());

@@ -191,15 +191,13 @@ impl PageList {
         if !len.is_multiple_of(PAGE_SIZE) {
             return Err(RangeError::Unaligned(len));
         }
-        self.positions(start, start.saturating_add(len).max(start))
-            .map_err(|error| match error {
-                // A sum that does not fit is saturated, which is not aligned.
-                RangeError::Unaligned(end) if end != start => RangeError::PastLimit {
-                    end,
-                    limit: self.limit(),
-                },
-                error => error,
-            })
+        match start.checked_add(len) {
+            Some(end) => self.positions(start, end),
+            None => Err(RangeError::PastLimit {
+                end: u64::MAX,
+                limit: self.limit(),
+            }),
+        }
     }
 }
 
