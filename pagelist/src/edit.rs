@@ -4,7 +4,7 @@
 //! changes nothing, then do what cannot fail.
 
 use crate::PAGE_SIZE;
-use crate::error::{EditError, InsertFramesError};
+use crate::error::{EditError, InsertFramesError, RangeError};
 use crate::list::PageList;
 use crate::slab::{OutOfMemory, Slab};
 use crate::slot::{FrameId, Slot, SlotRef};
@@ -38,7 +38,11 @@ impl PageList {
         first: FrameId,
         nr_pages: u64,
     ) -> Result<(), InsertFramesError> {
-        let (start, end) = self.positions_of(offset, nr_pages.saturating_mul(PAGE_SIZE))?;
+        let Some(len) = nr_pages.checked_mul(PAGE_SIZE) else {
+            let (end, limit) = (u64::MAX, self.limit());
+            return Err(RangeError::PastLimit { end, limit }.into());
+        };
+        let (start, end) = self.positions_of(offset, len)?;
         if start == end {
             return Ok(());
         }

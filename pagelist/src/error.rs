@@ -136,6 +136,39 @@ pub enum InsertFramesError {
     },
 }
 
+/// Why a walk ended early.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WalkError<E> {
+    /// The range itself is at fault; no callback was made.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// What the callback failed with.
+    #[error("walk ended by its callback: {0}")]
+    Callback(E),
+}
+
+/// Why [`PageList::remove_pages`](crate::PageList::remove_pages) ended early.
+#[derive(PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemovePagesError<E> {
+    /// The range itself is at fault; no callback was made.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// What the callback failed with.
+    #[error("walk ended by its callback: {0}")]
+    Callback(E),
+    /// No memory for a node to say that the marker at `offset` is one no longer.
+    /// From there on the list is unchanged.
+    #[error("out of memory to change the marker at {offset:#x}: free some and try again")]
+    OutOfMemory {
+        /// The first position that could not be changed.
+        offset: u64,
+        /// What the callback left in the last one it saw.
+        entry: PageOrMarker,
+    },
+}
+
 /// Why two lists cannot be merged. Neither has changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]

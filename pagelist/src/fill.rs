@@ -33,9 +33,7 @@ impl PageList {
     /// The stored slot at `pos`, vacant if there is no node.
     #[inline]
     pub(crate) fn slot(&self, pos: u64) -> Slot {
-        self.index
-            .slab(pos)
-            .map_or(Slot::VACANT, |slab| slab.slots[slab.slot_index(pos)])
+        self.index.slot(pos)
     }
 
     /// Writes a slot whose node exists and says what was there.
@@ -86,6 +84,14 @@ impl PageList {
     /// What is at `pos`.
     #[inline]
     pub(crate) fn view(&self, pos: u64) -> SlotRef {
+        match self.index.guess(pos) {
+            Some(frame) => SlotRef::Page(frame),
+            None => self.view_without_guess(pos),
+        }
+    }
+
+    #[inline(never)]
+    fn view_without_guess(&self, pos: u64) -> SlotRef {
         let slot = self.slot(pos);
         if slot.is_vacant() && self.nr_markers != 0 {
             vacant_view(self.markers_flow_into(pos))

@@ -1,7 +1,8 @@
 //! The machinery under both merges: taking lists apart, clipping, zipping.
 //!
-//! Both lists are taken apart into chains of slabs, the chains are zipped, and
-//! one index is built from the blocks of both: no memory is needed. A slot of
+//! Both lists are taken apart slab by slab, from their low ends; the slabs are
+//! zipped, and one index is built from the blocks of both: no memory is needed.
+//! Blocks that lie between two of the other list's go over whole. A slot of
 //! the result is occupied only where one of the two was, because between those
 //! positions neither list changes between empty and markers; so the slabs at
 //! hand suffice as well. Where the range of a merge cuts an interval, a slot is
@@ -9,9 +10,10 @@
 //! that interval's end, has just become free.
 
 use crate::fill::vacant_view;
-use crate::index::{Builder, Parts};
+use crate::index::Block;
 use crate::list::PageList;
-use crate::slab::{Chain, NODE_SLOTS, ReversedChain, SLAB_LEN, Slab, Thin};
+use crate::rebuild::{Builder, Stock};
+use crate::slab::{NODE_SLOTS, ReversedChain, SLAB_LEN, SLAB_SLOTS, Slab, Thin};
 use crate::slot::{FrameId, Slot, SlotRef};
 
 /// What becomes of the loser's pages.
@@ -26,45 +28,62 @@ pub(crate) trait Rule {
 
 /// One list of a merge, taken apart.
 pub(crate) struct Side {
-    chain: Chain,
-    parts: Parts,
+    stock: Stock,
     nr_pages: u64,
     has_markers: bool,
+    /// No slab reaches beyond.
+    end: u64,
 }
 
 impl Side {
     /// Empties `list`, which keeps its skew.
     pub(crate) fn take(list: &mut PageList) -> Self {
-        let (chain, parts) = list.index.dismantle();
+        let end = list.index.floor(u64::MAX - 1).map_or(0, Slab::end);
         Side {
-            chain,
-            parts,
+            end,
+            stock: Stock::new(core::mem::take(&mut list.index)),
             nr_pages: core::mem::take(&mut list.nr_pages),
             has_markers: core::mem::take(&mut list.nr_markers) != 0,
         }
     }
 
     /// Moves everything `by` positions, a multiple of a node, towards 0.
-    pub(crate) fn shift_down(&mut self, by: u64) {
+    pub(crate) fn shift_down(&mut self, by: u64, builder: &mut Builder) {
         debug_assert!(by.is_multiple_of(NODE_SLOTS));
         if by != 0 {
-            self.chain.for_each_mut(|slab| slab.base -= by);
+            let chain = self.stock.open_all(builder);
+            chain.for_each_mut(|slab| slab.base -= by);
         }
     }
 
+    /// Whether nothing is outside `first..past`, as far as can be told at once.
+    fn lies_within(&self, first: u64, past: u64) -> bool {
+        self.stock.first().is_none_or(|base| base >= first) && self.end <= past
+    }
+
     /// Cuts off what is outside `first..past`; its pages go to `release`.
-    pub(crate) fn clip(&mut self, first: u64, past: u64, release: impl FnMut(u64, FrameId)) {
+    pub(crate) fn clip(
+        &mut self,
+        first: u64,
+        past: u64,
+        builder: &mut Builder,
+        release: impl FnMut(u64, FrameId),
+    ) {
+        if first < past && self.lies_within(first, past) {
+            return;
+        }
         let mut cutter = Cutter {
             release,
             nr_pages: 0,
             flow: false,
             spare: None,
         };
-        let mut rest = core::mem::take(&mut self.chain);
+        self.stock.open_all(builder);
+        let rest = &mut self.stock;
         let mut kept = ReversedChain::default();
 
-        while rest.front().is_some_and(|slab| slab.base <= first) {
-            let Some(mut slab) = rest.pop_whole() else {
+        while rest.first().is_some_and(|base| base <= first) {
+            let Some(mut slab) = rest.pop_whole(builder) else {
                 break;
             };
             cutter.cut(&mut slab, 0, first);
@@ -80,10 +99,15 @@ impl Side {
         if cutter.flow && first < past {
             put_marker(&mut kept, first, true, &mut cutter.spare);
         }
+        if let Some(vacant) = kept.pop_back_if_vacant() {
+            cutter.spare = Some(vacant);
+        }
 
         // The last occupied slot of the range decides whether markers run out of it.
-        while rest.front().is_some_and(|slab| slab.base < past) {
-            let Some(slab) = rest.pop_whole() else { break };
+        while rest.first().is_some_and(|base| base < past) {
+            let Some(slab) = rest.pop_whole(builder) else {
+                break;
+            };
             kept.push_back(slab);
         }
         let mut flow = false;
@@ -99,7 +123,7 @@ impl Side {
                 cutter.spare = Some(vacant);
             }
         }
-        while let Some(mut slab) = rest.pop_whole() {
+        while let Some(mut slab) = rest.pop_whole(builder) {
             cutter.cut(&mut slab, 0, u64::MAX);
             cutter.spare = Some(slab);
         }
@@ -107,7 +131,7 @@ impl Side {
             put_marker(&mut kept, past - 1, false, &mut cutter.spare);
         }
         self.nr_pages -= cutter.nr_pages;
-        self.chain = kept.into_ascending();
+        rest.put_chain(kept.into_ascending());
     }
 }
 
@@ -158,33 +182,35 @@ fn put_marker(chain: &mut ReversedChain, pos: u64, follow: bool, spare: &mut Opt
 }
 
 /// Builds `into`, which is empty, from a winner and a loser.
-pub(crate) fn fuse(winner: Side, loser: Side, rule: &mut impl Rule, into: &mut PageList) {
+pub(crate) fn fuse(
+    winner: Side,
+    loser: Side,
+    builder: Builder,
+    rule: &mut impl Rule,
+    into: &mut PageList,
+) {
     let mut zip = Zip {
-        winner: winner.chain,
-        loser: loser.chain,
+        winner: winner.stock,
+        loser: loser.stock,
+        builder,
         winner_flow: false,
         loser_flow: false,
         has_markers: winner.has_markers || loser.has_markers,
         nr_lost: 0,
     };
-    let mut builder = Builder::new(winner.parts.join(loser.parts));
-    while let Some(slab) = zip.next(rule) {
-        if !slab.is_vacant() {
-            let at_most = 1 + zip.winner.len() + zip.loser.len();
-            builder.push(slab, at_most);
-        }
-    }
-    into.index = builder.finish();
+    while zip.step(rule) {}
     into.nr_pages = winner.nr_pages + loser.nr_pages - zip.nr_lost;
+    into.index = zip.builder.finish(zip.winner, zip.loser);
     if zip.has_markers {
         into.tidy_all();
     }
 }
 
-/// Two chains becoming one.
+/// Two lists becoming one.
 struct Zip {
-    winner: Chain,
-    loser: Chain,
+    winner: Stock,
+    loser: Stock,
+    builder: Builder,
     /// Whether vacant slots of the winner are markers here; only kept up where
     /// there are markers at all.
     winner_flow: bool,
@@ -195,41 +221,116 @@ struct Zip {
 }
 
 impl Zip {
-    /// The next slab of the result, which may have become vacant.
-    fn next(&mut self, rule: &mut impl Rule) -> Option<Thin<Slab>> {
-        let winner = self.winner.front().map_or(u64::MAX, |slab| slab.base);
-        let loser = self.loser.front().map_or(u64::MAX, |slab| slab.base);
-        if winner <= loser {
-            let mut slab = self.winner.pop_whole()?;
-            if loser < slab.end() || self.has_markers {
-                let mut low = [Slot::VACANT; SLAB_LEN];
-                self.loser.pull(slab.base, &mut low);
-                let high = slab.slots;
-                self.zip(slab.base, &high, &low, &mut slab.slots, rule);
+    /// Moves one slab, or one block, into the result; says whether there was one.
+    fn step(&mut self, rule: &mut impl Rule) -> bool {
+        let winner = self.winner.first().unwrap_or(u64::MAX);
+        let loser = self.loser.first().unwrap_or(u64::MAX);
+        let base = winner.min(loser);
+        if base == u64::MAX {
+            return false;
+        }
+        if !self.has_markers {
+            if self.move_block(winner, loser, rule) {
+                return true;
             }
-            Some(slab)
+            // A slab that only one list has is passed on as it is.
+            let other = winner.max(loser);
+            if other >= base + SLAB_SLOTS {
+                let from_loser = loser < winner;
+                let stock = if from_loser {
+                    &mut self.loser
+                } else {
+                    &mut self.winner
+                };
+                if let Some(mut slab) = stock.pop_whole(&mut self.builder)
+                    && (!from_loser || self.show_all(&mut slab, rule) || !slab.is_vacant())
+                {
+                    self.push(slab);
+                }
+                return true;
+            }
+        }
+        let stock = if winner <= loser {
+            &mut self.winner
         } else {
-            let mut slab = self.loser.pop_whole()?;
-            if winner < slab.end() || self.has_markers {
-                let mut high = [Slot::VACANT; SLAB_LEN];
-                self.winner.pull(slab.base, &mut high);
-                let low = slab.slots;
-                self.zip(slab.base, &high, &low, &mut slab.slots, rule);
-            } else {
-                self.show_all(&mut slab, rule);
+            &mut self.loser
+        };
+        let Some(mut slab) = stock.pop_whole(&mut self.builder) else {
+            return false;
+        };
+        let own = slab.slots;
+        let mut others = [Slot::VACANT; SLAB_LEN];
+        if winner <= loser {
+            self.loser.pull(base, &mut others, &mut self.builder);
+            self.zip(base, &own, &others, &mut slab.slots, rule);
+        } else {
+            self.winner.pull(base, &mut others, &mut self.builder);
+            self.zip(base, &others, &own, &mut slab.slots, rule);
+        }
+        if !slab.is_vacant() {
+            self.push(slab);
+        }
+        true
+    }
+
+    fn push(&mut self, slab: Thin<Slab>) {
+        let nr_open = self.winner.nr_open() + self.loser.nr_open();
+        self.builder.push(slab, nr_open);
+    }
+
+    /// Moves a whole block of the list that comes next, if all of it comes
+    /// before the other one and there are blocks to spare.
+    fn move_block(&mut self, winner: u64, loser: u64, rule: &mut impl Rule) -> bool {
+        let nr_open = self.winner.nr_open() + self.loser.nr_open();
+        if !self.builder.takes_blocks(nr_open) {
+            return false;
+        }
+        let block = if winner <= loser {
+            self.winner.take_block(loser)
+        } else {
+            let block = self.loser.take_block(winner);
+            block.map(|block| self.show_block(block, rule))
+        };
+        match block {
+            Some(block) => {
+                self.builder.push_block(block);
+                true
             }
-            Some(slab)
+            None => false,
         }
     }
 
-    /// A slab of a loser without markers where the winner has nothing.
-    fn show_all<R: Rule>(&mut self, slab: &mut Slab, rule: &mut R) {
+    /// Asks about every page of a block; slabs that become vacant are dropped.
+    fn show_block<R: Rule>(&mut self, mut block: Thin<Block>, rule: &mut R) -> Thin<Block> {
         if !R::ASKS {
-            return;
+            return block;
+        }
+        let mut i = 0;
+        while i < block.len() {
+            let vacant = block
+                .slab_at(i)
+                .is_some_and(|slab| !self.show_all(slab, rule) && slab.is_vacant());
+            if vacant {
+                block.remove(i);
+            } else {
+                i += 1;
+            }
+        }
+        block
+    }
+
+    /// Asks about every page of a slab of a loser without markers where the
+    /// winner has nothing. Says whether all were given back.
+    fn show_all<R: Rule>(&mut self, slab: &mut Slab, rule: &mut R) -> bool {
+        if !R::ASKS {
+            return true;
         }
         let base = slab.base;
+        let lost = self.nr_lost;
         for (i, slot) in slab.slots.iter_mut().enumerate() {
-            let Some(frame) = slot.frame() else { continue };
+            let Some(frame) = slot.plain_frame() else {
+                continue;
+            };
             *slot = match rule.shown(base + i as u64, frame) {
                 SlotRef::Page(kept) => Slot::page(kept),
                 other => {
@@ -238,6 +339,7 @@ impl Zip {
                 }
             };
         }
+        self.nr_lost == lost
     }
 
     /// 64 positions of both lists.

@@ -24,14 +24,15 @@
 use alloc::vec::Vec;
 use core::slice;
 
-use crate::slab::{Chain, OutOfMemory, SLAB_SLOTS, Slab, Thin};
+use crate::slab::{OutOfMemory, SLAB_SLOTS, Slab, Thin};
+use crate::slot::{FrameId, Slot};
 
 /// Entries in a block.
-const FANOUT: usize = 64;
+pub(crate) const FANOUT: usize = 64;
 /// Positions that a full block of dense slabs covers.
-const BLOCK_SLOTS: u64 = SLAB_SLOTS * FANOUT as u64;
+pub(crate) const BLOCK_SLOTS: u64 = SLAB_SLOTS * FANOUT as u64;
 
-struct Entry {
+pub(crate) struct Entry {
     /// The slab's base; `u64::MAX` in unused entries, so that they sort last.
     base: u64,
     slab: Option<Thin<Slab>>,
@@ -42,11 +43,11 @@ const UNUSED: Entry = Entry {
     slab: None,
 };
 
-struct Block {
+pub(crate) struct Block {
     entries: [Entry; FANOUT],
     len: usize,
-    /// A block with larger keys that the root has no room for.
-    next: Option<Thin<Block>>,
+    /// A block with larger keys that the root has no room for; in a [`Pile`] the next one.
+    pub(crate) next: Option<Thin<Block>>,
 }
 
 impl Block {
@@ -58,21 +59,62 @@ impl Block {
         }
     }
 
+    /// The smallest base.
     #[inline]
-    fn first(&self) -> u64 {
+    pub(crate) fn first(&self) -> u64 {
         self.entries[0].base
+    }
+
+    /// The largest base.
+    pub(crate) fn last(&self) -> u64 {
+        self.entries[self.len - 1].base
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn slab_at(&mut self, i: usize) -> Option<&mut Slab> {
+        self.entries[i].slab.as_deref_mut()
+    }
+
+    /// Adds a slab above all others; the block must not be full.
+    pub(crate) fn push(&mut self, slab: Thin<Slab>) {
+        self.entries[self.len] = Entry {
+            base: slab.base,
+            slab: Some(slab),
+        };
+        self.len += 1;
     }
 
     /// Index of the last entry whose base is at most `pos`; there must be one.
     #[inline]
     fn search(&self, pos: u64) -> usize {
-        let guess = ((pos - self.first()) / SLAB_SLOTS).min(FANOUT as u64 - 1) as usize;
+        self.search_from(self.first(), pos)
+    }
+
+    /// The same with the first base at hand, which saves a cache line.
+    #[inline]
+    fn search_from(&self, first: u64, pos: u64) -> usize {
+        let guess = ((pos - first) / SLAB_SLOTS).min(FANOUT as u64 - 1) as usize;
         let above = self.entries.get(guess + 1);
         if self.entries[guess].base <= pos && above.is_none_or(|entry| pos < entry.base) {
             guess
         } else {
             self.entries.partition_point(|entry| entry.base <= pos) - 1
         }
+    }
+
+    /// The block behind this one, or this one, that `pos` belongs to.
+    #[cold]
+    fn chained_for(&self, pos: u64) -> &Block {
+        let mut block = self;
+        while let Some(next) = block.next.as_deref()
+            && next.first() <= pos
+        {
+            block = next;
+        }
+        block
     }
 
     /// Puts a slab where it belongs; the block must not be full.
@@ -86,7 +128,7 @@ impl Block {
         self.len += 1;
     }
 
-    fn remove(&mut self, at: usize) -> Option<Thin<Slab>> {
+    pub(crate) fn remove(&mut self, at: usize) -> Option<Thin<Slab>> {
         let slab = core::mem::replace(&mut self.entries[at], UNUSED).slab;
         self.entries[at..self.len].rotate_left(1);
         self.len -= 1;
@@ -97,7 +139,7 @@ impl Block {
     /// aligned key boundary between the smallest and the largest of the 65.
     fn pivot(&self, base: u64) -> u64 {
         let low = self.first().min(base);
-        let high = self.entries[self.len - 1].base.max(base);
+        let high = self.last().max(base);
         let bit = (low ^ high).ilog2();
         high >> bit << bit
     }
@@ -127,10 +169,19 @@ impl Drop for Block {
     }
 }
 
-struct Root {
+pub(crate) struct Root {
     /// Base of the block's first slab.
     first: u64,
-    block: Thin<Block>,
+    pub(crate) block: Thin<Block>,
+}
+
+impl Root {
+    pub(crate) fn new(block: Thin<Block>) -> Self {
+        Root {
+            first: block.first(),
+            block,
+        }
+    }
 }
 
 /// An ordered map from slab base to slab.
@@ -138,6 +189,8 @@ pub(crate) struct Index {
     root: Vec<Root>,
     nr_blocks: usize,
     nr_slabs: usize,
+    /// Which window of [`BLOCK_SLOTS`] the first root entry is about.
+    first_window: u64,
 }
 
 impl Default for Index {
@@ -152,7 +205,25 @@ impl Index {
             root: Vec::new(),
             nr_blocks: 0,
             nr_slabs: 0,
+            first_window: 0,
         }
+    }
+
+    /// The index with this root; every block in it is full of slabs or chained.
+    pub(crate) fn from_root(root: Vec<Root>, nr_blocks: usize, nr_slabs: usize) -> Self {
+        let mut index = Index {
+            root,
+            nr_blocks,
+            nr_slabs,
+            first_window: 0,
+        };
+        index.note_first();
+        index
+    }
+
+    /// The root, without the index.
+    pub(crate) fn into_root(self) -> Vec<Root> {
+        self.root
     }
 
     #[inline]
@@ -195,15 +266,36 @@ impl Index {
     #[inline]
     fn locate(&self, pos: u64) -> Option<(usize, &Block, usize)> {
         let at = self.root_for(pos)?;
-        let mut block: &Block = &self.root[at].block;
+        let Root { first, block } = &self.root[at];
         if self.is_chained() {
-            while let Some(next) = block.next.as_deref()
-                && next.first() <= pos
-            {
-                block = next;
-            }
+            let block = block.chained_for(pos);
+            return Some((at, block, block.search(pos)));
         }
-        Some((at, block, block.search(pos)))
+        Some((at, block, block.search_from(*first, pos)))
+    }
+
+    /// What is at `pos` if its memory is dense: a page, or `None` if it takes
+    /// more than a guess to tell.
+    ///
+    /// A page is the answer wherever a guess has found it, for there is no
+    /// second slot at its position. That spares most lookups the comparison with
+    /// the next entries. The fewer instructions there are here the more lookups
+    /// the processor has in flight, which is what their speed depends on once
+    /// slabs no longer fit its caches.
+    #[inline]
+    pub(crate) fn guess(&self, pos: u64) -> Option<FrameId> {
+        let at = (pos / BLOCK_SLOTS).wrapping_sub(self.first_window);
+        let root = self.root.get(usize::try_from(at).ok()?)?;
+        let entry = &root.block.entries[(pos / SLAB_SLOTS) as usize % FANOUT];
+        let slots = &entry.slab.as_ref()?.slots;
+        let i = usize::try_from(pos.wrapping_sub(entry.base)).ok()?;
+        slots.get(i)?.plain_frame()
+    }
+
+    /// The slot at `pos`, vacant if there is none.
+    pub(crate) fn slot(&self, pos: u64) -> Slot {
+        self.slab(pos)
+            .map_or(Slot::VACANT, |slab| slab.slots[slab.slot_index(pos)])
     }
 
     /// The slab with the largest base not above `pos`; it need not reach `pos`.
@@ -295,7 +387,7 @@ impl Index {
             let mut block = Thin::try_new(Block::new())?;
             self.reserve_root()?;
             block.insert(slab);
-            self.root.push(Root { first: base, block });
+            self.root.push(Root::new(block));
             self.nr_blocks += 1;
         } else {
             let at = self.root_for(base).unwrap_or(0);
@@ -310,15 +402,8 @@ impl Index {
                 } else {
                     upper.insert(slab);
                 }
-                let first = upper.first();
                 self.root[at].first = self.root[at].block.first();
-                self.root.insert(
-                    at + 1,
-                    Root {
-                        first,
-                        block: upper,
-                    },
-                );
+                self.root.insert(at + 1, Root::new(upper));
                 self.nr_blocks += 1;
             } else {
                 let entry = &mut self.root[at];
@@ -327,7 +412,12 @@ impl Index {
             }
         }
         self.nr_slabs += 1;
+        self.note_first();
         Ok(())
+    }
+
+    fn note_first(&mut self) {
+        self.first_window = self.root.first().map_or(0, |root| root.first / BLOCK_SLOTS);
     }
 
     /// Makes room for one more root entry, and then some: with twice the room
@@ -352,10 +442,7 @@ impl Index {
             let mut rest = Some(root.block);
             while let Some(mut block) = rest {
                 rest = block.next.take();
-                flat.push(Root {
-                    first: block.first(),
-                    block,
-                });
+                flat.push(Root::new(block));
             }
         }
         self.root = flat;
@@ -389,6 +476,7 @@ impl Index {
         if self.root.is_empty() {
             self.root = Vec::new();
         }
+        self.note_first();
         slab
     }
 
@@ -406,35 +494,6 @@ impl Index {
             }
         }
         block.next = None;
-    }
-
-    /// Takes the index apart: its slabs in order, and the memory it was made of.
-    pub(crate) fn dismantle(&mut self) -> (Chain, Parts) {
-        let mut whole = core::mem::take(self);
-        let mut slabs = Chain::default();
-        let mut parts = Parts::default();
-        while let Some(root) = whole.root.pop() {
-            // Largest keys first: turn the chained blocks round.
-            let mut rest = Some(root.block);
-            let mut reversed = None;
-            while let Some(mut block) = rest {
-                rest = block.next.take();
-                block.next = reversed;
-                reversed = Some(block);
-            }
-            while let Some(mut block) = reversed {
-                reversed = block.next.take();
-                while block.len > 0 {
-                    let last = block.len - 1;
-                    if let Some(slab) = block.remove(last) {
-                        slabs.push_front(slab);
-                    }
-                }
-                parts.give(block);
-            }
-        }
-        parts.root = whole.root;
-        (slabs, parts)
     }
 }
 
@@ -465,125 +524,5 @@ impl<'a> Iterator for Slabs<'a> {
             }
             self.next = 0;
         }
-    }
-}
-
-/// Empty blocks and an empty root, to build an index from without allocating.
-#[derive(Default)]
-pub(crate) struct Parts {
-    root: Vec<Root>,
-    blocks: Option<Thin<Block>>,
-    nr_blocks: usize,
-}
-
-impl Parts {
-    fn give(&mut self, mut block: Thin<Block>) {
-        block.next = self.blocks.take();
-        self.blocks = Some(block);
-        self.nr_blocks += 1;
-    }
-
-    fn take(&mut self) -> Option<Thin<Block>> {
-        let mut block = self.blocks.take()?;
-        self.blocks = block.next.take();
-        self.nr_blocks -= 1;
-        Some(block)
-    }
-
-    /// The parts of two indexes together.
-    pub(crate) fn join(mut self, mut other: Parts) -> Parts {
-        while let Some(block) = other.take() {
-            self.give(block);
-        }
-        if other.root.capacity() > self.root.capacity() {
-            self.root = core::mem::take(&mut other.root);
-        }
-        self
-    }
-}
-
-/// Builds an index from ascending slabs and the parts of dismantled ones.
-pub(crate) struct Builder {
-    parts: Parts,
-    index: Index,
-    open: Option<Thin<Block>>,
-    /// Blocks each root entry gets, so that all fit into the root's capacity.
-    blocks_per_root: usize,
-    /// Blocks behind the last root entry.
-    chained: usize,
-}
-
-impl Builder {
-    pub(crate) fn new(mut parts: Parts) -> Self {
-        let root = core::mem::take(&mut parts.root);
-        Builder {
-            blocks_per_root: parts.nr_blocks.div_ceil(root.capacity().max(1)),
-            chained: 0,
-            open: None,
-            index: Index {
-                root,
-                ..Index::new()
-            },
-            parts,
-        }
-    }
-
-    /// Adds a slab above all others. `at_most` bounds how many are still to
-    /// come, this one included; the parts suffice for that many.
-    pub(crate) fn push(&mut self, slab: Thin<Slab>, at_most: usize) {
-        if let Some(open) = &self.open {
-            let next_window = slab.base / BLOCK_SLOTS != open.first() / BLOCK_SLOTS;
-            // Aligned blocks make for good guesses, but only where there are
-            // blocks enough to leave some partly empty.
-            let plenty = self.parts.nr_blocks * FANOUT >= at_most;
-            if open.len == FANOUT || (next_window && plenty) {
-                self.close();
-            }
-        }
-        let parts = &mut self.parts;
-        let open = self.open.get_or_insert_with(|| {
-            parts
-                .take()
-                .expect("the blocks that held these slabs before hold them again")
-        });
-        let at = open.len;
-        open.entries[at] = Entry {
-            base: slab.base,
-            slab: Some(slab),
-        };
-        open.len += 1;
-        self.index.nr_slabs += 1;
-    }
-
-    fn close(&mut self) {
-        let Some(block) = self.open.take() else {
-            return;
-        };
-        self.index.nr_blocks += 1;
-        match self.index.root.last_mut() {
-            Some(root) if self.chained < self.blocks_per_root => {
-                let mut link = &mut root.block.next;
-                while let Some(next) = link {
-                    link = &mut next.next;
-                }
-                *link = Some(block);
-                self.chained += 1;
-            }
-            _ => {
-                self.index.root.push(Root {
-                    first: block.first(),
-                    block,
-                });
-                self.chained = 1;
-            }
-        }
-    }
-
-    pub(crate) fn finish(mut self) -> Index {
-        self.close();
-        if self.index.root.is_empty() {
-            return Index::new();
-        }
-        self.index
     }
 }

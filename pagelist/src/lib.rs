@@ -14,19 +14,22 @@ mod leak;
 mod list;
 mod merge;
 mod point;
+mod rebuild;
 mod slab;
 mod slot;
 mod splice;
+mod visit;
 mod walk;
 
 pub use error::{
     EditError, FramesError, FramesErrorKind, InsertError, InsertFramesError, MergeError,
-    RangeError, SkewError, SlotError, SpliceDone,
+    RangeError, RemovePagesError, SkewError, SlotError, SpliceDone, WalkError,
 };
 pub use list::PageList;
 pub use point::SlotGuard;
 pub use slot::{FrameId, PageOrMarker, SlotRef};
 pub use splice::PageSpliceList;
+pub use visit::{Visit, VisitResult};
 pub use walk::{Cursor, Gaps, Iter, Run, RunKind, Runs};
 
 /// Bytes in a page.

@@ -152,10 +152,12 @@ impl PageList {
     /// the limit) give a position that no slot and no marker can have.
     #[inline]
     pub(crate) fn pos(&self, offset: u64) -> u64 {
-        // Rotating moves the bits below the page size to the top, where they
-        // make the position larger than any that exists: no branch needed.
+        // No branches: rotating moves the bits below the page size to the top,
+        // where they make the position larger than any that exists, and an
+        // offset so large that the sum wraps lands below the skew, where
+        // nothing ever is.
         offset
-            .saturating_add(self.skew)
+            .wrapping_add(self.skew)
             .rotate_right(PAGE_SIZE.trailing_zeros())
     }
 
@@ -189,15 +191,13 @@ impl PageList {
         if !len.is_multiple_of(PAGE_SIZE) {
             return Err(RangeError::Unaligned(len));
         }
-        self.positions(start, start.saturating_add(len).max(start))
-            .map_err(|error| match error {
-                // A sum that does not fit is saturated, which is not aligned.
-                RangeError::Unaligned(end) if end != start => RangeError::PastLimit {
-                    end,
-                    limit: self.limit(),
-                },
-                error => error,
-            })
+        match start.checked_add(len) {
+            Some(end) => self.positions(start, end),
+            None => Err(RangeError::PastLimit {
+                end: u64::MAX,
+                limit: self.limit(),
+            }),
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 use crate::error::MergeError;
 use crate::fuse::{Rule, Side, fuse};
 use crate::list::PageList;
+use crate::rebuild::Builder;
 use crate::slot::{FrameId, PageOrMarker, SlotRef};
 use crate::{NODE_SPAN, PAGE_SIZE};
 
@@ -78,12 +79,13 @@ impl PageList {
             shift: first - self.skew / PAGE_SIZE,
             skew: parent.skew,
         };
-        loser.clip(first, past, |pos, frame| {
+        let mut builder = Builder::default();
+        loser.clip(first, past, &mut builder, |pos, frame| {
             (rule.release)(pos * PAGE_SIZE - rule.skew, frame);
         });
-        loser.shift_down(rule.shift);
+        loser.shift_down(rule.shift, &mut builder);
         let winner = Side::take(self);
-        fuse(winner, loser, &mut rule, self);
+        fuse(winner, loser, builder, &mut rule, self);
         Ok(())
     }
 
@@ -132,7 +134,7 @@ impl PageList {
             release,
             skew: self.skew,
         };
-        fuse(winner, loser, &mut rule, receiver);
+        fuse(winner, loser, Builder::default(), &mut rule, receiver);
         Ok(())
     }
 }

@@ -161,15 +161,6 @@ impl Chain {
         Some(slab)
     }
 
-    /// Pops a slab together with whatever the next ones have in its reach, so
-    /// that what remains lies above it.
-    pub(crate) fn pop_whole(&mut self) -> Option<Thin<Slab>> {
-        let mut slab = self.pop_front()?;
-        let base = slab.base;
-        self.pull(base, &mut slab.slots);
-        Some(slab)
-    }
-
     /// Moves everything in the 64 positions from `base`, below which there is
     /// nothing, into `slots`.
     pub(crate) fn pull(&mut self, base: u64, slots: &mut [Slot; SLAB_LEN]) {
@@ -209,6 +200,17 @@ impl Chain {
 
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+}
+
+impl Chain {
+    /// The same slabs, held from the other end.
+    pub(crate) fn into_reversed(mut self) -> ReversedChain {
+        let mut reversed = ReversedChain::default();
+        while let Some(slab) = self.pop_front() {
+            reversed.push_back(slab);
+        }
+        reversed
     }
 }
 

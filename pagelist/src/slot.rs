@@ -252,6 +252,17 @@ impl Slot {
         }
     }
 
+    /// The frame of a page that no markers follow: all that most lookups need,
+    /// in one comparison.
+    #[inline]
+    pub(crate) const fn plain_frame(self) -> Option<FrameId> {
+        if self.0.wrapping_sub(Self::FIRST_FRAME) <= FrameId::MAX.0 {
+            Some(FrameId(self.0 - Self::FIRST_FRAME))
+        } else {
+            None
+        }
+    }
+
     /// What the slot itself says; Empty for a vacant one.
     #[inline]
     pub(crate) const fn view(self) -> SlotRef {

@@ -183,6 +183,23 @@ impl PageList {
         Ok(Runs::new(self, start, end))
     }
 
+    /// Entries at positions `start..end`.
+    pub(crate) fn range_of(&self, start: u64, end: u64) -> Iter<'_> {
+        Iter::new(self, start, end)
+    }
+
+    /// Where the markers that begin at `pos` end, at most at `past`.
+    pub(crate) fn marker_run_end(&self, pos: u64, past: u64) -> u64 {
+        let mut end = pos;
+        for segment in Walk::new(self, pos, past) {
+            match segment {
+                Segment::Markers(start, reach) if start == end => end = reach,
+                _ => break,
+            }
+        }
+        end
+    }
+
     /// All runs of the list.
     pub(crate) fn all_runs(&self) -> Runs<'_> {
         Runs::new(self, 0, self.pos(self.limit()))

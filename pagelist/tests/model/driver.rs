@@ -8,6 +8,7 @@
 //! public API and the standard library.
 
 #![expect(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     reason = "a failure here is a failed test, and the numbers are small"
@@ -16,8 +17,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pagelist::{
-    FrameId, InsertFramesError, MergeError, NODE_SPAN, PAGE_SIZE, PageList, PageOrMarker, RunKind,
-    SlotRef,
+    FrameId, InsertFramesError, MergeError, NODE_SPAN, PAGE_SIZE, PageList, PageOrMarker,
+    RemovePagesError, RunKind, SlotRef, Visit,
 };
 
 /// One operation. Pages are page numbers; they are taken modulo a small space
@@ -336,9 +337,7 @@ impl World {
                 let covered = one.model.take(start, end);
                 self.released(&released, &covered);
             }
-            Op::RemovePages { page, len, keep } => {
-                let _ = (page, len, keep);
-            }
+            Op::RemovePages { page, len, keep } => self.remove_pages(page, len, keep),
             Op::TakePages { page, len, pops } => {
                 let (start, end) = one.range(page, len);
                 let mut splice = one.list.take_pages(start, end - start).unwrap();
@@ -411,6 +410,53 @@ impl World {
         released
             .iter()
             .for_each(|&(_, frame)| self.out(Some(frame)));
+    }
+
+    /// A walk that leaves, takes or marks what it sees, and may stop or fail.
+    fn remove_pages(&mut self, page: u32, len: u16, keep: u8) {
+        let World { one, .. } = self;
+        let (start, end) = one.range(page, len);
+        let mut shown = Vec::new();
+        let mut taken = Vec::new();
+        let end_after = usize::from(len % 97);
+        let result = one.list.remove_pages(start, end, |offset, entry| {
+            let before = entry.view();
+            match (offset / PAGE_SIZE) as u8 & keep & 3 {
+                0 => taken.push(entry.take().take_frame()),
+                1 => {
+                    taken.push(entry.take().take_frame());
+                    *entry = PageOrMarker::marker();
+                }
+                _ => {}
+            }
+            shown.push((offset, before, entry.view()));
+            match shown.len() > end_after {
+                false => Ok(Visit::Next),
+                true if keep & 16 == 0 => Ok(Visit::Stop),
+                true => Err(offset),
+            }
+        });
+        let expected: Vec<_> = one
+            .model
+            .slots
+            .range(start..end)
+            .map(|(&offset, &slot)| (offset, slot))
+            .take(end_after + 1)
+            .collect();
+        let ended = expected.len() > end_after && keep & 16 != 0;
+        match result {
+            Ok(()) => assert!(!ended),
+            Err(RemovePagesError::Callback(offset)) => {
+                assert!(ended);
+                assert_eq!(expected.last().unwrap().0, offset);
+            }
+            Err(error) => panic!("{error}"),
+        }
+        assert!(expected.into_iter().eq(shown.iter().map(|s| (s.0, s.1))));
+        for (offset, _, left) in shown {
+            one.model.put(offset, left);
+        }
+        taken.into_iter().for_each(|frame| self.out(frame));
     }
 
     fn merge_from(&mut self, node: u8, len: u16, keep: u8) {
