@@ -9,7 +9,7 @@ use pagelist::{FrameId, PageOrMarker};
 use crate::error::MemoryError;
 use crate::frame::{FrameSet, file_frame, private_frame};
 use crate::layout::PageIdx;
-use crate::settle::{private_pages, settle_leaf, zero_slot};
+use crate::settle::{private_pages, settle_leaf, shows, zero_slot};
 use crate::state::{Leaf, State};
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{Node, NodeId, Reading, Seen};
@@ -24,10 +24,11 @@ pub(crate) fn move_root(state: &mut State, leaf: NodeId, staged: &Arc<Window>) -
 }
 
 /// Freezes a leaf that writes privately: its private pages are copied into
-/// frames of a new layer, zero pages become markers or nothing. They also stay
-/// in the window, where they now are copies of what lies below.
+/// frames of a new layer, zero pages become markers, and pages that are what
+/// lies below (written back to it, or zero over nothing) become nothing. All
+/// stay in the window, where they now are copies of what lies below.
 ///
-/// O(private pages); a page costs a check for zero and a copy.
+/// O(private pages); a page costs a comparison, a check for zero and a copy.
 pub(crate) fn copy_private(
     state: &mut State,
     pagemap: &Pagemap,
@@ -43,12 +44,18 @@ pub(crate) fn copy_private(
     let Leaf { window, copies, .. } = leaves.get_mut(&leaf).expect("a leaf has a window");
     let mut data = Vec::new();
     let mut zero = Vec::new();
+    let mut same = Vec::new();
     for page in private_pages(&tree.node(leaf).list) {
         // Where a copy is noted and the list holds the page, the list decides.
         copies.reserve(page, private_frame(page))?;
-        match window.page(page).read() {
-            content if content.is_zero() => zero.push(page),
-            content => data.push((page, content)),
+        let content = window.page(page).read();
+        let below = tree.below(leaf, page);
+        if shows(arena, content, below) {
+            same.push((page, below));
+        } else if content.is_zero() {
+            zero.push(page);
+        } else {
+            data.push((page, content));
         }
     }
     let sources: Vec<_> = data.iter().map(|(_, content)| *content).collect();
@@ -65,6 +72,14 @@ pub(crate) fn copy_private(
     for page in zero {
         zero_slot(tree, leaf, page, &mut freed).expect("the slot is there");
         copies.note(page, Seen::Zero).expect("the slot is there");
+    }
+    for (page, below) in same {
+        let _private = tree
+            .node_mut(leaf)
+            .list
+            .remove_page(page.byte_offset())
+            .take_frame();
+        copies.note(page, below).expect("the slot is there");
     }
     Ok(tree.freeze(leaf))
 }

@@ -259,7 +259,7 @@ impl Layer {
         let tree = &self.claim.tree;
         let mut state = tree.lock();
         let state = &mut *state;
-        let view = state.tree.view(self.claim.layer);
+        let view = state.tree.layer_view(self.claim.layer);
         let plan = WindowPlan::new(&view, &state.arena.root(), MAP_BUDGET);
         let nr_pages = state.tree.nr_pages();
         let window = Arc::new(Window::planned(&state.arena, nr_pages, &plan)?);

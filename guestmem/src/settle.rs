@@ -125,6 +125,9 @@ pub(crate) fn read_back_layers(state: &mut State, wanted: Reading) -> Result<(),
         node.reading() > wanted && !root_leaf
     };
     let lagging: Vec<_> = state.tree.ids().filter(behind).collect();
+    if !lagging.is_empty() {
+        state.tree.layers_have_changed();
+    }
     for id in lagging {
         if state.tree.node(id).reading() == Reading::Unread {
             list_root_pages(&mut state.tree, &state.arena, id)?;

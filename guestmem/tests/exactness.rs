@@ -266,6 +266,55 @@ fn zero_pages_of_a_fork_hide_the_parents_and_cost_nothing() {
 }
 
 #[test]
+fn a_page_written_back_to_what_it_was_is_not_kept_twice() {
+    let mut parent = root(64);
+    for page in 0..32 {
+        set_page(&parent, page, page + 1);
+    }
+    let mut child = fork(&mut parent);
+    for page in 0..32 {
+        set_page(&child, page, 99);
+        set_page(&child, page, page + 1);
+    }
+    let grandchild = fork(&mut child);
+    assert_eq!(
+        grandchild.stats().unwrap().depth,
+        1,
+        "nothing of its own to freeze"
+    );
+    assert_eq!(grandchild.tree().stats().unwrap().frames(), 32);
+    set_page(&child, 0, 5);
+    assert_eq!(page_value(&grandchild, 0), 1);
+}
+
+#[test]
+fn ten_thousand_generations_kept_alive_go_away_in_either_order() {
+    const GENERATIONS: u64 = 10_000;
+    for oldest_first in [true, false] {
+        let mut vm = root(16);
+        let tree = Arc::clone(vm.tree());
+        let mut layers = Vec::new();
+        for generation in 0..GENERATIONS {
+            set_page(&vm, generation % 16, generation + 1);
+            layers.push(freeze(&mut vm));
+        }
+        let stats = tree.stats().unwrap();
+        assert_eq!((stats.layers, stats.frames()), (GENERATIONS, GENERATIONS));
+        let newest = layers.last().unwrap().fork().unwrap();
+        for page in 0..16 {
+            assert_eq!(page_value(&newest, page), GENERATIONS - 15 + page);
+        }
+        if oldest_first {
+            layers.reverse();
+        }
+        while layers.pop().is_some() {}
+        assert_eq!(page_value(&newest, 15), GENERATIONS);
+        drop((vm, newest));
+        assert_eq!(tree.stats().unwrap().frames(), 0);
+    }
+}
+
+#[test]
 fn a_range_that_is_not_ram_is_refused_and_nothing_is_dropped() {
     let mut ram = root(16);
     set_page(&ram, 15, 1);

@@ -156,6 +156,9 @@ impl Viewers {
 
     /// Takes every frame that no viewer sees out of the layers that hold it.
     pub(crate) fn reclaim(self, tree: &mut Tree, freed: &mut FrameSet) {
+        if !self.unseen.is_empty() {
+            tree.layers_have_changed();
+        }
         for (id, pages) in self.unseen {
             let list = &mut tree.node_mut(id).list;
             list.clear(

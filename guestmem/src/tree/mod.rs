@@ -31,6 +31,7 @@ use pagelist::{PageList, SlotRef};
 pub use account::Attribution;
 pub(crate) use account::Viewers;
 pub(crate) use plan::{MapRun, WindowPlan};
+use view::KnownViews;
 pub(crate) use view::Seen;
 
 use crate::frame::FrameSet;
@@ -82,6 +83,7 @@ pub(crate) enum Reading {
 pub(crate) struct Tree {
     nodes: Vec<Option<Node>>,
     vacant: Vec<NodeId>,
+    views: KnownViews,
     nr_pages: u64,
 }
 
@@ -91,6 +93,7 @@ impl Tree {
         let mut tree = Self {
             nodes: Vec::new(),
             vacant: Vec::new(),
+            views: KnownViews::default(),
             nr_pages,
         };
         let root = tree.insert(None, Role::Leaf);
@@ -128,6 +131,12 @@ impl Tree {
             .zip(0..)
             .filter(|(node, _)| node.is_some());
         present.map(|(_, index)| NodeId(index))
+    }
+
+    /// Frames have been taken out of layers: what was known of them is not
+    /// right any more.
+    pub(crate) fn layers_have_changed(&mut self) {
+        self.views.forget_all();
     }
 
     /// Every node, each after all of its children. Not recursive, because
@@ -293,6 +302,7 @@ impl Tree {
     fn take(&mut self, id: NodeId) -> Node {
         let node = self.nodes[id.0 as usize].take();
         self.vacant.push(id);
+        self.views.forget(id);
         node.expect("a node that a guard holds")
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use pagelist::{FrameId, Run, RunKind, SlotRef};
 
@@ -93,11 +94,15 @@ impl Tree {
         }
     }
 
-    /// All that node `from` sees, as maximal runs, ascending.
-    /// O(R log R) for R runs in the chain.
+    /// All that node `from` sees, as maximal runs, ascending. O(R log R) for R
+    /// runs in the chain, up to the first layer whose view is known.
     pub(crate) fn view(&self, from: NodeId) -> Vec<ViewRun> {
         let mut cover = Cover::default();
         for id in self.chain(from) {
+            if let Some(known) = self.views.get(id) {
+                known.iter().for_each(|run| cover.put_under(run));
+                break;
+            }
             let node = self.node(id);
             for run in node.list.runs_in(0..self.nr_pages()) {
                 cover.put_under(&run.into());
@@ -110,6 +115,55 @@ impl Tree {
             }
         }
         cover.into_runs()
+    }
+
+    /// What `layer` sees, remembered for the next fork of it or of what will be
+    /// frozen upon it: without that, forks would cost more with every
+    /// generation.
+    pub(crate) fn layer_view(&mut self, layer: NodeId) -> Arc<[ViewRun]> {
+        if let Some(known) = self.views.get(layer) {
+            return Arc::clone(known);
+        }
+        let view: Arc<[ViewRun]> = self.view(layer).into();
+        self.views.remember(layer, Arc::clone(&view));
+        view
+    }
+}
+
+/// Views kept. Forks are mostly of the newest layers.
+const KEEP_VIEWS: usize = 8;
+
+/// The views of a few layers, newest last.
+///
+/// A layer never changes, so its view is right until frames that nobody sees
+/// are taken out of it. Layers that are merged into others take their views
+/// with them; the views of those below show the same frames as before.
+#[derive(Debug, Default)]
+pub(crate) struct KnownViews {
+    of: Vec<(NodeId, Arc<[ViewRun]>)>,
+}
+
+impl KnownViews {
+    fn get(&self, layer: NodeId) -> Option<&Arc<[ViewRun]>> {
+        let known = self.of.iter().find(|(id, _)| *id == layer);
+        known.map(|(_, view)| view)
+    }
+
+    fn remember(&mut self, layer: NodeId, view: Arc<[ViewRun]>) {
+        if self.of.len() == KEEP_VIEWS {
+            self.of.remove(0);
+        }
+        self.of.push((layer, view));
+    }
+
+    /// The layer is gone, and its number may be another's.
+    pub(crate) fn forget(&mut self, layer: NodeId) {
+        self.of.retain(|(id, _)| *id != layer);
+    }
+
+    /// Frames have been taken out of layers.
+    pub(crate) fn forget_all(&mut self) {
+        self.of.clear();
     }
 }
 
