@@ -9,11 +9,12 @@ use pagelist::{FrameId, PageOrMarker};
 use crate::error::MemoryError;
 use crate::frame::{FrameSet, file_frame, private_frame};
 use crate::layout::PageIdx;
-use crate::settle::{private_pages, settle_leaf, shows, zero_slot};
+use crate::settle::{private_pages, settle_leaf, shows};
 use crate::state::{Leaf, State};
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{Node, NodeId, Reading, Seen};
 use crate::window::Window;
+use crate::zeros::zero_slot;
 
 /// Freezes root RAM: the frames stay where they are, in the file, and the leaf
 /// moves to `staged`, a private window over them. O(1).

@@ -42,7 +42,7 @@ impl fmt::Display for Gpa {
 }
 
 /// The position of a page inside one memory object.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct PageIdx(pub u64);
 
 impl PageIdx {

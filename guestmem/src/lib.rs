@@ -53,6 +53,7 @@ mod stats;
 mod sys;
 mod tree;
 mod window;
+mod zeros;
 
 pub use clone_tree::CloneTree;
 pub use error::MemoryError;
@@ -66,3 +67,4 @@ pub use settle::Writers;
 pub use stats::{RamStats, TreeStats};
 pub use tree::Attribution;
 pub use window::{RetiredWindow, StagedWindow};
+pub use zeros::ZeroCandidates;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::clone_tree::{CloneTree, LayerClaim, LeafClaim};
 use crate::error::MemoryError;
-use crate::frame::{FrameSet, file_frame};
+use crate::frame::file_frame;
 use crate::freeze;
 use crate::guest_ram::{self, GuestRam};
 use crate::layout::{Gpa, PageIdx, RamLayout};
@@ -16,6 +16,7 @@ use crate::stats::RamStats;
 use crate::sys::mapping::HugePages;
 use crate::tree::{Reading, Seen, WindowPlan};
 use crate::window::{RetiredWindow, StagedWindow, Window, Writes};
+use crate::zeros::{self, ZeroCandidates};
 
 /// What root RAM is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -187,7 +188,7 @@ impl Ram {
         settle::read_back_layers(&mut state, Reading::Exact)?;
         settle_leaf(&mut state, tree.pagemap(), self.claim.leaf)?;
         if writers == Writers::Stopped {
-            settle::drop_zero_pages(&mut state, self.claim.leaf)?;
+            zeros::drop_zero_pages(&mut state, self.claim.leaf)?;
         }
         settle::reconcile(&mut state)
     }
@@ -207,21 +208,33 @@ impl Ram {
                 start_gpa: start.0,
                 len_bytes,
             })?;
-        let mut state = self.claim.tree.lock();
-        match self.window.writes() {
-            Writes::ToFile => {
-                let pages = range.start.0..range.end.0;
-                let (start, end) = (range.start.byte_offset(), range.end.byte_offset());
-                let list = &mut state.tree.node_mut(self.claim.leaf).list;
-                list.clear(start, end, |_, _| {})
-                    .map_err(|_| MemoryError::Bookkeeping)?;
-                let mut freed = FrameSet::default();
-                freed.add_run(pages.clone());
-                state.arena.free(freed);
-                Ok(pages.end - pages.start)
-            }
-            Writes::Private => settle::zero_run(&mut state, self.claim.leaf, range),
-        }
+        zeros::zero_run(&mut self.claim.tree.lock(), self.claim.leaf, range)
+    }
+
+    /// Looks for zero pages among up to `most` of this RAM's own, from page
+    /// `from` on; finds 200 at most. The VM may run: what is found are
+    /// candidates for [`drop_zeros`](Self::drop_zeros).
+    ///
+    /// # Errors
+    /// As [`settle`](Self::settle).
+    pub fn look_for_zeros(&self, from: PageIdx, most: u64) -> Result<ZeroCandidates, MemoryError> {
+        let tree = &self.claim.tree;
+        zeros::look(
+            &mut tree.lock(),
+            tree.pagemap(),
+            self.claim.leaf,
+            from,
+            most,
+        )
+    }
+
+    /// Gives back those of `candidates` that are zero still. The VM must be
+    /// stopped. Returns how many went.
+    ///
+    /// # Errors
+    /// As [`discard`](Self::discard).
+    pub fn drop_zeros(&mut self, candidates: &ZeroCandidates) -> Result<u64, MemoryError> {
+        zeros::drop_candidates(&mut self.claim.tree.lock(), self.claim.leaf, candidates)
     }
 
     /// What this VM owns, sees and is charged for, settled now.

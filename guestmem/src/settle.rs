@@ -15,11 +15,12 @@ use crate::error::MemoryError;
 use crate::frame::{Arena, FrameHome, FrameSet, file_frame, home, is_private, private_frame};
 use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
-use crate::state::{Leaf, MAP_BUDGET, State};
+use crate::state::State;
 use crate::sys::page::Page;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Reading, Role, Seen, Tree};
 use crate::window::Writes;
+use crate::zeros::drop_zero_frames;
 
 /// Whether anybody may be writing to a VM's memory meanwhile.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,55 +142,6 @@ pub(crate) fn read_back_layers(state: &mut State, wanted: Reading) -> Result<(),
     Ok(())
 }
 
-/// Gives back the frames of root RAM in the list of `id` that hold nothing but
-/// zeros. They are never handed out again, so windows mapped over them go on
-/// reading zero.
-fn drop_zero_frames(state: &mut State, id: NodeId) -> Result<(), MemoryError> {
-    let root = state.arena.root();
-    let list = &state.tree.node(id).list;
-    let zero: Vec<PageIdx> = list
-        .iter()
-        .filter_map(|(offset, slot)| match slot {
-            SlotRef::Page(frame) => Some((PageIdx(offset / PAGE_SIZE), home(frame))),
-            _ => None,
-        })
-        .filter(|(_, home)| match home {
-            FrameHome::File(at) => root.contains(at) && state.arena.page(*at).is_zero(),
-            FrameHome::Window(_) => false,
-        })
-        .map(|(page, _)| page)
-        .collect();
-    let mut freed = FrameSet::default();
-    let result = zero
-        .into_iter()
-        .try_for_each(|page| zero_slot(&mut state.tree, id, page, &mut freed));
-    state.arena.free(freed);
-    result
-}
-
-/// Says in the list of `id` that `page` reads zero: by a marker if anything
-/// lies below, else by nothing.
-pub(crate) fn zero_slot(
-    tree: &mut Tree,
-    id: NodeId,
-    page: PageIdx,
-    freed: &mut FrameSet,
-) -> Result<(), MemoryError> {
-    let offset = page.byte_offset();
-    let hides = tree.below(id, page) != Seen::Nothing;
-    let list = &mut tree.node_mut(id).list;
-    let before = if hides {
-        list.insert(offset, PageOrMarker::marker())
-            .map_err(|_| MemoryError::Bookkeeping)?
-    } else {
-        list.remove_page(offset)
-    };
-    if let Some(frame) = before.take_frame() {
-        freed.add(frame);
-    }
-    Ok(())
-}
-
 /// Gives back pages of root RAM that the kernel committed although nobody
 /// holds them: holes that a fork has read.
 pub(crate) fn reconcile(state: &mut State) -> Result<(), MemoryError> {
@@ -224,94 +176,6 @@ pub(crate) fn reconcile(state: &mut State) -> Result<(), MemoryError> {
     }
     state.arena.free(stray);
     Ok(())
-}
-
-/// Makes the zero pages of a stopped leaf cost nothing: out of the list, and
-/// out of the window as far as mappings allow.
-pub(crate) fn drop_zero_pages(state: &mut State, leaf: NodeId) -> Result<(), MemoryError> {
-    let at_leaf = &state.leaves[&leaf];
-    if at_leaf.window.writes() == Writes::ToFile {
-        return drop_zero_frames(state, leaf);
-    }
-    let window = &at_leaf.window;
-    let zero = private_pages(&state.tree.node(leaf).list)
-        .filter(|page| window.page(*page).read().is_zero());
-    let mut runs: Vec<Range<PageIdx>> = Vec::new();
-    for page in zero {
-        match runs.last_mut() {
-            Some(last) if last.end == page => last.end.0 += 1,
-            _ => runs.push(page..PageIdx(page.0 + 1)),
-        }
-    }
-    for run in runs {
-        zero_run(state, leaf, run)?;
-    }
-    Ok(())
-}
-
-/// Makes `run` of a stopped private leaf read zero. The pages are given back
-/// where that can be done without showing what is mapped beneath; where it
-/// cannot (too many mappings) they are cleared and stay the VM's own.
-pub(crate) fn zero_run(
-    state: &mut State,
-    leaf: NodeId,
-    run: Range<PageIdx>,
-) -> Result<u64, MemoryError> {
-    let State {
-        tree,
-        arena,
-        leaves,
-        ..
-    } = state;
-    let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
-    if !make_room(at_leaf, &run)? {
-        for page in pages(run) {
-            at_leaf.window.page(page).clear();
-        }
-        return Ok(0);
-    }
-    let mut freed = FrameSet::default();
-    let nr_pages = run.end.0 - run.start.0;
-    at_leaf.copies.forget_all(run.clone())?;
-    let result = pages(run).try_for_each(|page| zero_slot(tree, leaf, page, &mut freed));
-    arena.free(freed);
-    result.map(|()| nr_pages)
-}
-
-/// Drops the private pages of `run` such that it reads zero, if possible.
-fn make_room(at_leaf: &mut Leaf, run: &Range<PageIdx>) -> Result<bool, MemoryError> {
-    let window = &at_leaf.window;
-    let range = run.start.0..run.end.0;
-    let nr_pages = range.end - range.start;
-    let (start, end) = (run.start.byte_offset(), run.end.byte_offset());
-    let anonymous =
-        !window.maps_file_in(&range) || at_leaf.overlaid.gaps_in(range.clone()).next().is_none();
-    if anonymous {
-        window
-            .mapping()
-            .drop_private(range)
-            .map_err(|source| MemoryError::os("drop zero pages", nr_pages, source))?;
-        return Ok(true);
-    }
-    if window.nr_maps() + at_leaf.nr_overlays >= MAP_BUDGET {
-        return Ok(false);
-    }
-    let fresh: Vec<_> = at_leaf.overlaid.gaps_in(range.clone()).collect();
-    at_leaf
-        .overlaid
-        .mark(start, end, |_, _| {})
-        .map_err(|_| MemoryError::Bookkeeping)?;
-    if let Err(source) = window.mapping().map_zero(range) {
-        for gap in fresh {
-            let (start, end) = (PageIdx(gap.start), PageIdx(gap.end));
-            let overlaid = &mut at_leaf.overlaid;
-            let cleared = overlaid.clear(start.byte_offset(), end.byte_offset(), |_, _| {});
-            cleared.map_err(|_| MemoryError::Bookkeeping)?;
-        }
-        return Err(MemoryError::os("map zero pages", nr_pages, source));
-    }
-    at_leaf.nr_overlays += 1;
-    Ok(true)
 }
 
 /// The pages of `list` that live in the leaf's own window.
