@@ -4,10 +4,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use guest_images::Guest;
 use guest_images::worker::command;
 use tests::{Worker, builder, kvm, run_to_end};
+use vm_memory::{Bytes, GuestAddress};
 use vmm::{Backing, Event, PAGE_SIZE};
 
 /// Anonymous pages of a VM's window, as the kernel lists them.
@@ -149,6 +151,59 @@ fn zero_pages_of_a_fork_become_markers_and_read_zero_not_the_parents() {
         assert_eq!(grandchild.read(Worker::page(page)), 0);
         assert_ne!(parent.read(Worker::page(page)), 0);
     }
+}
+
+#[test]
+fn a_guest_that_writes_at_full_speed_loses_nothing_to_the_zero_scanner() {
+    let Some(host) = kvm() else { return };
+    const PAGES: u64 = 256;
+    let boot = |backing| {
+        let builder = builder(&host, Guest::Churn).backing(backing);
+        let vm = builder
+            .cmdline(format!("writes={} pages={PAGES}", u64::MAX))
+            .build()
+            .unwrap();
+        assert_eq!(vm.run().unwrap(), Event::Ready);
+        vm
+    };
+    let root = boot(Backing::Memfd);
+    let child = root.fork().unwrap();
+    let anonymous = boot(Backing::Anon);
+    for vm in [&root, &child, &anonymous] {
+        let progress = GuestAddress(Guest::Churn.free_start() + PAGES * PAGE_SIZE);
+        let writes = || vm.guest_ram().read_obj::<u64>(progress).unwrap();
+        vm.resume().unwrap();
+        let (mut scans, mut given_back) = (0, 0);
+        while scans < 60 || writes() < 500_000 {
+            given_back += vm.scan_zeros(1000).unwrap().given_back;
+            scans += 1;
+            // A write that got lost ends the guest.
+            let stopped = vm.wait_for(Duration::from_millis(2));
+            assert_eq!(stopped, None, "{}", tests::output(vm));
+        }
+        // Half of its pages are zero at any time, so a scanner finds some.
+        assert!(given_back > 0);
+        vm.pause().unwrap();
+    }
+    root.tree().check_invariants();
+}
+
+#[test]
+fn a_scan_finds_the_zero_pages_of_a_stopped_vm_in_as_many_looks_as_it_takes() {
+    let Some(host) = kvm() else { return };
+    let vm = builder(&host, Guest::Zeros)
+        .cmdline("pages=1000")
+        .build()
+        .unwrap();
+    assert_eq!(vm.run().unwrap(), Event::Ready);
+    let mut given_back = 0;
+    for _ in 0..100 {
+        let scan = vm.scan_zeros(100).unwrap();
+        assert!(scan.looked_at <= 100);
+        given_back += scan.given_back;
+    }
+    assert!(given_back >= 1000, "{given_back}");
+    assert_eq!(run_to_end(&vm), Event::Exited(0));
 }
 
 #[test]

@@ -95,6 +95,9 @@ guests! {
     Free = "free".bin,
     /// Counts aloud, on the console and on COM1. Option: `lines=N`.
     Talk = "talk".bin,
+    /// Writes and checks pages, zeroing half of them, as fast as it can.
+    /// Options: `writes=N`, `pages=N`.
+    Churn = "churn".bin,
     /// Does what the host asks for through a mailbox ([`worker`]).
     Worker = "worker".bin,
     /// Goes wrong. Option: `how=triple`, `invalid`, `jump`, `null`,

@@ -49,4 +49,4 @@ pub use guestmem::{
 };
 pub use kvm::host::{Host, HostError};
 pub use snapshot::Snapshot;
-pub use vm::{Vm, VmStats};
+pub use vm::{Vm, VmStats, ZeroScan};

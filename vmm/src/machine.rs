@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guestmem::{Ram, RamLayout, RamWindow};
+use guestmem::{PageIdx, Ram, RamLayout, RamWindow};
 use kvm_bindings::{CpuId, kvm_clock_data};
 
 use crate::background;
@@ -101,6 +101,8 @@ pub(crate) struct Machine {
     pub(crate) gate: Gate,
     devices: Mutex<Devices>,
     ram: Mutex<Ram>,
+    /// Where the next look for zero pages begins.
+    scanned_to: Mutex<PageIdx>,
     pub(crate) console: Arc<Console>,
     pub(crate) family: Arc<Family>,
     number: u64,
@@ -121,6 +123,7 @@ impl Machine {
             devices: Mutex::new(devices),
             layout: ram.layout(),
             ram: Mutex::new(ram),
+            scanned_to: Mutex::default(),
             console,
             family,
             number,
@@ -133,6 +136,12 @@ impl Machine {
 
     pub(crate) fn ram(&self) -> MutexGuard<'_, Ram> {
         self.ram.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn scanned_to(&self) -> MutexGuard<'_, PageIdx> {
+        self.scanned_to
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn layout(&self) -> RamLayout {

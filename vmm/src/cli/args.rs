@@ -40,6 +40,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) max_forks: u32,
 
+    /// Look at so many pages a second of every VM, and give back those that
+    /// hold nothing but zeros; 0 looks at none
+    #[arg(long, value_name = "PAGES_PER_SECOND", default_value_t = 0)]
+    pub(crate) zero_scan: u64,
+
     /// Say more on standard error; repeat for still more
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,

@@ -6,42 +6,48 @@
 use std::io::Read;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use vmm::{Event, Vm};
 
 use super::exit::{Failure, GUEST_FAILED};
 
 /// Runs `root` and its descendants to their end.
-pub(crate) fn run(root: Vm, max_forks: u32) -> Result<u8, Failure> {
+pub(crate) fn run(root: Vm, max_forks: u32, zero_scan: u64) -> Result<u8, Failure> {
     let root = Arc::new(root);
     feed_stdin(&root);
-    let forks = Arc::new(Forks {
-        left: AtomicU32::new(max_forks),
+    let limits = Arc::new(Limits {
+        forks_left: AtomicU32::new(max_forks),
+        zero_scan,
     });
     let (alive, all_gone) = mpsc::channel();
-    let code = serve(&root, &forks, &alive);
+    scan_zeros(&root, zero_scan);
+    let code = serve(&root, &limits, &alive);
     drop(alive);
     // Nothing is sent: this returns when every descendant's thread has ended.
     let _ = all_gone.recv();
     code
 }
 
-/// How many forks may still be made.
-struct Forks {
-    left: AtomicU32,
+/// What holds for the whole family.
+struct Limits {
+    /// Forks that may still be made.
+    forks_left: AtomicU32,
+    /// Pages a second to look at for zeros, in each VM.
+    zero_scan: u64,
 }
 
-impl Forks {
-    fn take(&self) -> bool {
+impl Limits {
+    fn take_fork(&self) -> bool {
         let less = |left: u32| left.checked_sub(1);
-        self.left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+        let left = &self.forks_left;
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
             .is_ok()
     }
 }
 
 /// Runs one VM to its end; returns its exit code.
-fn serve(vm: &Vm, forks: &Arc<Forks>, alive: &mpsc::Sender<()>) -> Result<u8, Failure> {
+fn serve(vm: &Vm, limits: &Arc<Limits>, alive: &mpsc::Sender<()>) -> Result<u8, Failure> {
     loop {
         match vm.run()? {
             Event::Exited(code) => return Ok(code),
@@ -49,14 +55,14 @@ fn serve(vm: &Vm, forks: &Arc<Forks>, alive: &mpsc::Sender<()>) -> Result<u8, Fa
                 eprintln!("vmm: VM {}: {fault}", vm.number());
                 return Ok(GUEST_FAILED);
             }
-            Event::ForkRequest if !forks.take() => {
+            Event::ForkRequest if !limits.take_fork() => {
                 log::warn!(
                     "VM {}: a fork is refused: --max-forks are made",
                     vm.number()
                 );
             }
             Event::ForkRequest => match vm.fork() {
-                Ok(child) => start(child, forks, alive),
+                Ok(child) => start(child, limits, alive),
                 Err(error) => log::warn!("VM {}: a fork is refused: {error}", vm.number()),
             },
             Event::Ready => log::info!("VM {} is ready", vm.number()),
@@ -66,10 +72,12 @@ fn serve(vm: &Vm, forks: &Arc<Forks>, alive: &mpsc::Sender<()>) -> Result<u8, Fa
 }
 
 /// Runs `child` on a thread of its own.
-fn start(child: Vm, forks: &Arc<Forks>, alive: &mpsc::Sender<()>) {
-    let (forks, alive) = (Arc::clone(forks), alive.clone());
+fn start(child: Vm, limits: &Arc<Limits>, alive: &mpsc::Sender<()>) {
+    let (limits, alive) = (Arc::clone(limits), alive.clone());
     let number = child.number();
-    let body = move || match serve(&child, &forks, &alive) {
+    let child = Arc::new(child);
+    scan_zeros(&child, limits.zero_scan);
+    let body = move || match serve(&child, &limits, &alive) {
         Ok(code) => log::info!("VM {number} ended with {code}"),
         Err(failure) => eprintln!("vmm: VM {number}: {}", failure.message()),
     };
@@ -98,5 +106,34 @@ fn feed_stdin(vm: &Arc<Vm>) {
     let spawned = std::thread::Builder::new().name("stdin".into()).spawn(body);
     if let Err(error) = spawned {
         log::warn!("no thread for standard input: {error}");
+    }
+}
+
+/// How often zero pages are looked for, each time among a share of the pages
+/// that a second may have.
+const SCANS_PER_SECOND: u32 = 20;
+
+/// Looks for zero pages of `vm` in the background until it has gone.
+fn scan_zeros(vm: &Arc<Vm>, pages_per_second: u64) {
+    if pages_per_second == 0 {
+        return;
+    }
+    let share = pages_per_second.div_ceil(SCANS_PER_SECOND.into());
+    let vm = Arc::downgrade(vm);
+    let body = move || {
+        while let Some(vm) = vm.upgrade() {
+            match vm.scan_zeros(share) {
+                Ok(scan) => log::trace!("VM {}: {scan:?}", vm.number()),
+                Err(error) => return log::warn!("VM {}: zero scan: {error}", vm.number()),
+            }
+            drop(vm);
+            std::thread::sleep(Duration::from_secs(1) / SCANS_PER_SECOND);
+        }
+    };
+    let spawned = std::thread::Builder::new()
+        .name("zero-scan".into())
+        .spawn(body);
+    if let Err(error) = spawned {
+        log::warn!("no thread to look for zero pages: {error}");
     }
 }

@@ -53,7 +53,7 @@ fn run(args: Args) -> Result<u8, Failure> {
     if let Some(initrd) = initrd {
         builder = builder.initrd(initrd);
     }
-    family::run(builder.build()?, args.max_forks)
+    family::run(builder.build()?, args.max_forks, args.zero_scan)
 }
 
 fn start_logging(verbose: u8) {
