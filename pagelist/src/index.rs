@@ -497,6 +497,34 @@ impl Index {
     }
 }
 
+impl Index {
+    /// Checks order, counts and the bases that are kept twice.
+    pub(crate) fn check(&self) {
+        let (mut nr_blocks, mut nr_slabs) = (0, 0);
+        let mut above = 0;
+        for root in &self.root {
+            assert_eq!(root.first, root.block.first());
+            let mut next: Option<&Block> = Some(&root.block);
+            while let Some(block) = next {
+                nr_blocks += 1;
+                nr_slabs += block.len;
+                assert!(block.len > 0, "an empty block");
+                for entry in &block.entries[..block.len] {
+                    assert!(entry.base >= above, "slabs out of order");
+                    assert_eq!(entry.slab.as_ref().map(|slab| slab.base), Some(entry.base));
+                    above = entry.base + 1;
+                }
+                for entry in &block.entries[block.len..] {
+                    assert!(entry.slab.is_none() && entry.base == u64::MAX);
+                }
+                next = block.next.as_deref();
+            }
+        }
+        assert_eq!((self.nr_blocks, self.nr_slabs), (nr_blocks, nr_slabs));
+        assert_eq!(self.root.is_empty(), self.root.capacity() == 0);
+    }
+}
+
 /// All slabs of an index, ascending.
 #[derive(Clone)]
 pub(crate) struct Slabs<'a> {

@@ -5,6 +5,7 @@
 
 extern crate alloc;
 
+mod check;
 mod edit;
 mod error;
 mod fill;
