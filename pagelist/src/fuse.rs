@@ -9,8 +9,8 @@
 //! needed where there may be no slab; but then a slab beyond the cut, which held
 //! that interval's end, has just become free.
 
+use crate::block::Block;
 use crate::fill::vacant_view;
-use crate::index::Block;
 use crate::list::PageList;
 use crate::rebuild::{Builder, Stock};
 use crate::slab::{NODE_SLOTS, ReversedChain, SLAB_LEN, SLAB_SLOTS, Slab, Thin};
