@@ -10,8 +10,8 @@ mod common;
 
 use common::{P, drain, frame, list_of, offsets, page, put};
 use pagelist::{
-    EditError, InsertFramesError, MAX_SIZE, NODE_SPAN, PageList, PageOrMarker, PageSpliceList,
-    RangeError, SkewError, SlotError, SlotRef, Visit,
+    EditError, InsertFramesError, MAX_SIZE, NODE_SPAN, PageList, PageOrMarker, RangeError,
+    SkewError, SlotError, SlotRef, Visit,
 };
 
 #[test]
@@ -44,7 +44,7 @@ fn rule_02_dropping_what_still_owns_a_frame_is_caught() {
     assert!(caught(|| drop(list_of(&[(0, 1)]))));
     assert!(caught(|| drop(page(1))));
     assert!(caught(|| {
-        let splice = PageSpliceList::from_frames(0, P, vec![frame(1)]);
+        let splice = pagelist::PageSpliceList::from_frames(0, P, vec![frame(1)]);
         drop(splice.unwrap());
     }));
     // While unwinding already, it must not panic again: that would abort.
