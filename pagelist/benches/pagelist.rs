@@ -374,9 +374,21 @@ fn special(shape: Shape, best: &mut Special) {
         let (mut child, mut parent) = make();
         timed(from, nr / 2, || {
             let end = parent.limit();
+            // Counts what moves in, so that the callback cannot be left out.
+            let mut moved = 0_u64;
             child
-                .merge_from(&mut parent, 0, end, |_, _| {}, |_, entry| entry)
+                .merge_from(
+                    &mut parent,
+                    0,
+                    end,
+                    |_, _| {},
+                    |_, entry| {
+                        moved += 1;
+                        entry
+                    },
+                )
                 .unwrap();
+            moved
         });
         drop_all(child);
         let (mut to, mut source) = make();
@@ -444,9 +456,12 @@ impl Report {
             );
         }
         let s = &self.special;
+        if s.insert_frames.is_finite() {
+            println!("    frames in bulk {:.2}", s.insert_frames);
+        }
         println!(
-            "    frames in bulk {:.2}, cursor {:.2}, run walk {:.2}, remove_pages {:.2}",
-            s.insert_frames, s.cursor, s.runs, s.remove_pages
+            "    cursor {:.2}, run walk {:.2}, remove_pages {:.2}",
+            s.cursor, s.runs, s.remove_pages
         );
         println!(
             "    merge halves: onto {:.2}, from {:.2}, re-insert {:.2}; stripes of 1 MiB: onto {:.2}, from {:.2}, re-insert {:.2}",

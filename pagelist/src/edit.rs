@@ -6,7 +6,7 @@
 use crate::PAGE_SIZE;
 use crate::error::{EditError, InsertFramesError, RangeError};
 use crate::list::PageList;
-use crate::slab::{OutOfMemory, Slab};
+use crate::slab::OutOfMemory;
 use crate::slot::{FrameId, Slot, SlotRef};
 
 impl PageList {
@@ -293,10 +293,10 @@ pub(crate) struct Cut {
     pub(crate) tail: Option<u64>,
 }
 
-impl Cut {
-    /// Whether one of the slots is in this slab.
-    pub(crate) fn needs(&self, slab: &Slab) -> bool {
-        let within = |pos: Option<u64>| pos.is_some_and(|pos| slab.base <= pos && pos < slab.end());
-        within(self.head) || within(self.tail)
+impl PageList {
+    /// The bases of the slabs that the slots of `cut` are in. Another slab may
+    /// reach over the same positions, but it may go.
+    pub(crate) fn slabs_of(&self, cut: &Cut) -> [Option<u64>; 2] {
+        [cut.head, cut.tail].map(|pos| Some(self.index.slab(pos?)?.base))
     }
 }

@@ -230,6 +230,7 @@ impl PageList {
         keep: &Cut,
         mut on_page: impl FnMut(u64, crate::FrameId),
     ) {
+        let kept = self.slabs_of(keep);
         let mut next = self.index.base_from(start);
         while let Some(base) = next.filter(|&base| base < end) {
             next = self.index.base_above(base);
@@ -244,7 +245,7 @@ impl PageList {
                     on_page(base + i as u64, frame);
                 }
             }
-            let vacant = slab.is_vacant() && !keep.needs(slab);
+            let vacant = slab.is_vacant() && !kept.contains(&Some(base));
             self.nr_pages -= pages;
             if vacant {
                 self.index.remove(base);

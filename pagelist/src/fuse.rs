@@ -9,8 +9,8 @@
 //! needed where there may be no slab; but then a slab beyond the cut, which held
 //! that interval's end, has just become free.
 
+use crate::block::Block;
 use crate::fill::vacant_view;
-use crate::index::Block;
 use crate::list::PageList;
 use crate::rebuild::{Builder, Stock};
 use crate::slab::{NODE_SLOTS, ReversedChain, SLAB_LEN, SLAB_SLOTS, Slab, Thin};
@@ -331,13 +331,16 @@ impl Zip {
             let Some(frame) = slot.plain_frame() else {
                 continue;
             };
-            *slot = match rule.shown(base + i as u64, frame) {
-                SlotRef::Page(kept) => Slot::page(kept),
+            match rule.shown(base + i as u64, frame) {
+                // Most pages are given back as they were: leave their cache
+                // lines clean.
+                SlotRef::Page(kept) if kept == frame => {}
+                SlotRef::Page(kept) => *slot = Slot::page(kept),
                 other => {
                     self.nr_lost += 1;
-                    self.put(other, false)
+                    *slot = self.put(other, false);
                 }
-            };
+            }
         }
         self.nr_lost == lost
     }

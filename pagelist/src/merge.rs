@@ -24,6 +24,7 @@ impl PageList {
     /// range they ascend.
     ///
     /// Nothing is allocated, and once the arguments are checked nothing can fail.
+    /// If a callback panics both lists are left empty, and their frames leak.
     ///
     /// ```
     /// use pagelist::{FrameId, PageList, PageOrMarker, SlotRef};
@@ -94,6 +95,7 @@ impl PageList {
     /// `release` with their offsets, ascending. The source ends empty.
     ///
     /// Nothing is allocated, and once the skews are checked nothing can fail.
+    /// If `release` panics both lists are left empty, and their frames leak.
     ///
     /// ```
     /// use pagelist::{FrameId, PageList, PageOrMarker, SlotRef};

@@ -8,7 +8,8 @@
 
 use alloc::vec::Vec;
 
-use crate::index::{BLOCK_SLOTS, Block, FANOUT, Index, Root};
+use crate::block::{BLOCK_SLOTS, Block, FANOUT};
+use crate::index::{Index, Root};
 use crate::slab::{Chain, SLAB_LEN, SLAB_SLOTS, Slab, Thin};
 use crate::slot::Slot;
 

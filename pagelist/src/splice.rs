@@ -128,6 +128,7 @@ impl PageList {
         halves: &mut [Option<Thin<Slab>>; 2],
     ) -> Chain {
         let mut chain = Chain::default();
+        let kept = self.slabs_of(cut);
         let straddles_end = self.index.slab(past).map(|slab| slab.base);
         let mut above = past;
         while above > first {
@@ -139,14 +140,15 @@ impl PageList {
             if slab.end() <= first {
                 break;
             }
-            let stays = base < first || Some(base) == straddles_end || cut.needs(slab);
+            let needed = kept.contains(&Some(base));
+            let stays = base < first || Some(base) == straddles_end || needed;
             let moved = if stays {
                 let half = halves.iter_mut().find_map(Option::take);
                 half.map(|half| self.move_slots(base, first, past, half))
             } else {
                 self.index.remove(base)
             };
-            if self.index.slab(base).is_some_and(|slab| !cut.needs(slab)) {
+            if stays && !needed {
                 self.give_back(base);
             }
             if let Some(moved) = moved.filter(|slab| !slab.is_vacant()) {

@@ -52,3 +52,20 @@ proptest! {
         World::run(ops);
     }
 }
+
+/// What the fuzz target does, with bytes that are merely pseudo-random.
+#[test]
+fn arbitrary_bytes_make_operations_that_agree_with_the_model() {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    for _ in 0..60 {
+        let bytes: Vec<u8> = (0..60 * 8)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state.to_le_bytes()[3]
+            })
+            .collect();
+        World::run(Op::from_bytes(&bytes));
+    }
+}
