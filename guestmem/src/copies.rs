@@ -48,9 +48,11 @@ impl Copies {
     }
 
     /// `page` is no copy any more.
-    pub(crate) fn forget(&mut self, page: PageIdx) {
+    pub(crate) fn forget(&mut self, page: PageIdx) -> Result<(), MemoryError> {
+        let gone = self.of.try_remove_page(page.byte_offset());
         // The frame is another list's.
-        let _frame = self.of.remove_page(page.byte_offset()).take_frame();
+        let _frame = gone.map_err(|_| MemoryError::Bookkeeping)?.take_frame();
+        Ok(())
     }
 
     /// Nor are these.

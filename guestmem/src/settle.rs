@@ -85,7 +85,7 @@ fn list_private_pages(
             if shows(arena, at_leaf.window.page(page).read(), source) {
                 return Ok(());
             }
-            at_leaf.copies.forget(page);
+            at_leaf.copies.forget(page)?;
         }
         let entry = PageOrMarker::page(private_frame(page));
         match tree.node_mut(leaf).list.insert(offset, entry) {
