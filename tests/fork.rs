@@ -283,6 +283,24 @@ fn forks_differ_in_generation_and_random_bytes() {
 }
 
 #[test]
+fn whoever_waits_for_a_vm_to_stop_does_not_hear_of_forks_and_snapshots() {
+    let Some(host) = kvm() else { return };
+    let vm = builder(&host, Guest::Spin).build().unwrap();
+    vm.resume().unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| vm.wait());
+        for _ in 0..100 {
+            drop(vm.fork().unwrap());
+            vm.scan_zeros(100).unwrap();
+            vm.settle().unwrap();
+            assert!(!waiter.is_finished());
+        }
+        vm.pause().unwrap();
+        assert_eq!(waiter.join().unwrap(), Event::Paused);
+    });
+}
+
+#[test]
 fn a_vm_that_has_ended_is_not_forked_and_says_why() {
     let Some(host) = kvm() else { return };
     let vm = builder(&host, Guest::Hello).build().unwrap();

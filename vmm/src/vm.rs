@@ -12,7 +12,7 @@ use crate::event::{Event, Fault, FaultKind};
 use crate::kvm::shell::Shell;
 use crate::machine::{Machine, MachineState};
 use crate::snapshot::Snapshot;
-use crate::vcpu::gate::GateState;
+use crate::vcpu::gate::{GateState, Held};
 use crate::vcpu::run;
 
 /// A virtual machine: paused when it is made, and then whatever its owner
@@ -118,7 +118,11 @@ impl Vm {
     /// As [`wait`](Self::wait), for at most `timeout`; `None` if the VM still
     /// runs then.
     pub fn wait_for(&self, timeout: Duration) -> Option<Event> {
-        self.machine.gate.wait(Some(timeout))
+        let event = self.machine.gate.wait(Some(timeout));
+        if event.is_some() {
+            self.machine.console.flush();
+        }
+        event
     }
 
     /// Resumes the VM and waits until something stops it.
@@ -140,17 +144,19 @@ impl Vm {
     /// # Errors
     /// If the guest has ended, or the host lacks memory or will not make a VM.
     pub fn fork(&self) -> Result<Vm, VmError> {
-        let (snapshot, running) = self.freeze()?;
+        let was_running = self.machine.gate.is_running();
+        let snapshot = self.snapshot()?;
         let child = snapshot.fork()?;
         // If its guest had asked, this VM has been stopped since. It hears of
         // the child only now that there is one.
         if snapshot.state.devices.control.wants_fork() {
             let _control = self.control();
-            let mut gate = self.pause_gate()?;
+            let mut gate = self.hold()?;
             self.machine.devices().control.answer_fork(Some(0));
             gate.forget(|event| *event == Event::ForkRequest);
             drop(gate);
-            if running {
+            if was_running {
+                // It asked while this fork was under way.
                 self.machine.gate.resume();
             }
         }
@@ -164,7 +170,23 @@ impl Vm {
     /// # Errors
     /// As [`fork`](Self::fork).
     pub fn snapshot(&self) -> Result<Snapshot, VmError> {
-        self.freeze().map(|(snapshot, _)| snapshot)
+        let mut control = self.control();
+        let machine = &*self.machine;
+        // All that takes long or may fail comes first, while the VM runs.
+        let ahead = {
+            let ram = machine.ram();
+            ram.prepare_freeze()?;
+            match ram.moves_when_frozen() {
+                true => {
+                    let staged = ram.stage()?;
+                    let window = ram.staged_window(&staged);
+                    Some((staged, machine.family.shell(window)?))
+                }
+                false => None,
+            }
+        };
+        let mut gate = self.hold()?;
+        control.freeze_held(machine, &mut gate, ahead)
     }
 
     /// Makes this VM what it was when `snapshot` was taken of it or of one it
@@ -232,15 +254,9 @@ impl Vm {
     /// # Errors
     /// If the kernel cannot be asked.
     pub fn settle(&self) -> Result<(), VmError> {
-        let mut control = self.control();
-        let running = self.machine.gate.is_running();
-        let gate = self.pause_gate()?;
-        let settled = self.machine.ram().settle(Writers::Stopped);
-        drop(gate);
-        if running {
-            self.go(&mut control)?;
-        }
-        Ok(settled?)
+        let _control = self.control();
+        let _held = self.hold()?;
+        Ok(self.machine.ram().settle(Writers::Stopped)?)
     }
 
     /// Looks for zero pages among up to `most` pages that this VM has of its
@@ -261,14 +277,8 @@ impl Vm {
             given_back: 0,
         };
         if !found.is_empty() {
-            let running = machine.gate.is_running();
-            let gate = self.pause_gate()?;
-            let dropped = machine.ram().drop_zeros(&found);
-            drop(gate);
-            if running {
-                machine.gate.resume();
-            }
-            scan.given_back = dropped?;
+            let _held = self.hold()?;
+            scan.given_back = machine.ram().drop_zeros(&found)?;
         }
         Ok(scan)
     }
@@ -300,32 +310,8 @@ impl Vm {
         self.machine.console.feed(bytes)
     }
 
-    /// Pauses, takes all there is of the machine into a snapshot, and goes on
-    /// if it ran; says whether it did.
-    fn freeze(&self) -> Result<(Snapshot, bool), VmError> {
-        let mut control = self.control();
-        let machine = &*self.machine;
-        let running = machine.gate.is_running();
-        // All that takes long or may fail comes first, while the VM runs.
-        let ahead = {
-            let ram = machine.ram();
-            ram.prepare_freeze()?;
-            match ram.moves_when_frozen() {
-                true => {
-                    let staged = ram.stage()?;
-                    let window = ram.staged_window(&staged);
-                    Some((staged, machine.family.shell(window)?))
-                }
-                false => None,
-            }
-        };
-        let mut gate = self.pause_gate()?;
-        let frozen = control.freeze_paused(machine, &mut gate, ahead);
-        drop(gate);
-        if running {
-            machine.gate.resume();
-        }
-        Ok((frozen?, running))
+    fn hold(&self) -> Result<Held<'_>, VmError> {
+        self.machine.gate.hold().map_err(|_| VmError::Stuck)
     }
 
     fn pause_gate(&self) -> Result<MutexGuard<'_, GateState>, VmError> {
@@ -364,7 +350,7 @@ type Ahead = (
 
 impl Control {
     /// The part of a freeze that happens under the pause.
-    fn freeze_paused(
+    fn freeze_held(
         &mut self,
         machine: &Machine,
         gate: &mut GateState,

@@ -12,6 +12,7 @@
 //! while nothing runs, and that is a matter of ownership, not of discipline.
 
 use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,6 +59,40 @@ pub(crate) struct GateState {
     events: VecDeque<Event>,
     /// Why the machine is stopped, as last told.
     told: Event,
+    /// Stopped for a moment only, by somebody who will let it run again.
+    held: bool,
+}
+
+/// A machine stopped for a moment; see [`Gate::hold`].
+pub(crate) struct Held<'a> {
+    gate: &'a Gate,
+    state: MutexGuard<'a, GateState>,
+    was_running: bool,
+}
+
+impl Deref for Held<'_> {
+    type Target = GateState;
+
+    fn deref(&self) -> &GateState {
+        &self.state
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut GateState {
+        &mut self.state
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.state.held = false;
+        if self.was_running {
+            self.gate.let_run(&mut self.state);
+        }
+        // If it did not go on, whoever waits hears why.
+        self.gate.changed.notify_all();
+    }
 }
 
 impl Gate {
@@ -70,6 +105,7 @@ impl Gate {
             kicks: Vec::new(),
             events: VecDeque::new(),
             told: Event::Paused,
+            held: false,
         };
         drop(state.replace(vcpus));
         Self {
@@ -122,7 +158,10 @@ impl Gate {
     /// Lets all vCPUs run, unless something stopped the machine that nobody
     /// has been told of yet: then it stays as it is, for [`wait`](Self::wait).
     pub(crate) fn resume(&self) {
-        let mut state = self.lock();
+        self.let_run(&mut self.lock());
+    }
+
+    fn let_run(&self, state: &mut GateState) {
         if state.want == Want::Park && state.events.is_empty() {
             state.want = Want::Run;
             state.told = Event::Paused;
@@ -135,6 +174,31 @@ impl Gate {
     pub(crate) fn pause(&self) -> Result<MutexGuard<'_, GateState>, Stuck> {
         let mut state = self.lock();
         self.ask_to_park(&mut state);
+        self.until_parked(state)
+    }
+
+    /// Stops all vCPUs for a moment: they go on, if they ran, when the guard is
+    /// dropped. Whoever waits for the machine to stop does not hear of it.
+    pub(crate) fn hold(&self) -> Result<Held<'_>, Stuck> {
+        let mut state = self.lock();
+        let was_running = state.want == Want::Run;
+        state.held = was_running;
+        self.ask_to_park(&mut state);
+        let parked = self.until_parked(state);
+        if parked.is_err() {
+            self.lock().held = false;
+        }
+        Ok(Held {
+            gate: self,
+            state: parked?,
+            was_running,
+        })
+    }
+
+    fn until_parked<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, GateState>,
+    ) -> Result<MutexGuard<'a, GateState>, Stuck> {
         let give_up = Instant::now() + GIVE_UP;
         while state.out > 0 {
             let (next, timeout) = self
@@ -157,7 +221,7 @@ impl Gate {
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<Event> {
         let until = timeout.map(|timeout| Instant::now() + timeout);
         let mut state = self.lock();
-        while state.want == Want::Run || state.out > 0 {
+        while state.want == Want::Run || state.out > 0 || state.held {
             let left = match until {
                 Some(until) => until.checked_duration_since(Instant::now())?,
                 None => KICK_AGAIN.max(Duration::from_secs(3600)),
