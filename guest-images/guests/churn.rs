@@ -11,7 +11,8 @@
 mod rt;
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_main() -> ! {
+extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
+    rt::first_only(cpu);
     let writes = rt::option("writes").unwrap_or(1_000_000);
     let pages = rt::option("pages").unwrap_or(256);
     let start = rt::info().free_start;

@@ -19,7 +19,8 @@ const STEPS: u64 = 0x1_0000;
 static IN_MEMORY: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_main() -> ! {
+extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
+    rt::first_only(cpu);
     let rounds = rt::option("rounds").unwrap_or(u64::MAX);
     let pages = rt::option("pages").unwrap_or(64);
     let first = rt::info().free_start;

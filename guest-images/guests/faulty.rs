@@ -11,7 +11,8 @@ use core::arch::asm;
 use rt::abi;
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_main() -> ! {
+extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
+    rt::first_only(cpu);
     rt::ready();
     match rt::text_option("how") {
         // Without gates, the invalid instruction cannot even be reported.

@@ -10,7 +10,8 @@ mod rt;
 use rt::abi::control::REFUSED;
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_main() -> ! {
+extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
+    rt::first_only(cpu);
     let mut lineage = 0u8;
     let mut number = 0;
     for _ in 0..3 {

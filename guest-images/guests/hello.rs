@@ -7,7 +7,8 @@
 mod rt;
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_main() -> ! {
+extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
+    rt::first_only(cpu);
     rt::ready();
     say!("hello");
     rt::exit(0)

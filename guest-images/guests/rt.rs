@@ -131,6 +131,14 @@ pub fn start_timer(vector: u8, period: u32) {
     set(INITIAL, period);
 }
 
+/// Halts every vCPU but the first, for guests that are for one.
+pub fn first_only(cpu: u64) {
+    static NEVER: AtomicU64 = AtomicU64::new(0);
+    while cpu > 0 {
+        wait(&NEVER, 0);
+    }
+}
+
 /// Stops the timer of this vCPU.
 pub fn stop_timer() {
     // SAFETY: the initial-count register of the local APIC.

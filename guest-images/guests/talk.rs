@@ -10,7 +10,8 @@ mod rt;
 use core::fmt::Write;
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_main() -> ! {
+extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
+    rt::first_only(cpu);
     for number in 1..=rt::option("lines").unwrap_or(500) {
         if number % 2 == 0 {
             say!("{number}");

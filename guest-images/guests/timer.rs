@@ -12,7 +12,8 @@ use core::sync::atomic::Ordering;
 const VECTOR: u8 = 0x40;
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_main() -> ! {
+extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
+    rt::first_only(cpu);
     let ticks = rt::option("ticks").unwrap_or(20);
     let count = rt::interrupts(VECTOR);
     rt::start_timer(VECTOR, 1_000_000);

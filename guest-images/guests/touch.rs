@@ -9,7 +9,8 @@
 mod rt;
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_main() -> ! {
+extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
+    rt::first_only(cpu);
     let start = rt::option("start").unwrap_or(rt::info().free_start);
     let pages = rt::option("pages").unwrap_or(64);
     let seed = rt::option("seed").unwrap_or(1);

@@ -12,7 +12,8 @@ mod worker;
 use worker::{Mailbox, command};
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_main() -> ! {
+extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
+    rt::first_only(cpu);
     let mailbox = rt::info().free_start as *mut Mailbox;
     loop {
         rt::ready();

@@ -8,7 +8,8 @@
 mod rt;
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_main() -> ! {
+extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
+    rt::first_only(cpu);
     let start = rt::info().free_start;
     let pages = rt::option("pages").unwrap_or(64);
     rt::fill(start, pages, 1);

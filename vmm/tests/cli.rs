@@ -81,11 +81,13 @@ fn without_arguments_the_embedded_guest_runs_is_forked_and_accounted_for() {
     if !kvm("the embedded run") {
         return;
     }
-    let output = vmm(&[]);
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{said}");
-    assert_eq!(said.matches("forked VM").count(), 4, "{said}");
-    assert!(said.contains("saved by sharing"), "{said}");
+    for args in [&[][..], &["--cpus", "2"], &["--memory", "size=5G"]] {
+        let output = vmm(args);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{args:?}: {said}");
+        assert_eq!(said.matches("forked VM").count(), 4, "{said}");
+        assert!(said.contains("saved by sharing"), "{said}");
+    }
 }
 
 #[test]
