@@ -2,11 +2,9 @@
 //! runs, and every page is accounted for.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use guest_images::Guest;
-use vmm::{Event, Host, Kernel, PAGE_SIZE, Vm, VmBuilder, VmError};
+use vmm::{Event, PAGE_SIZE, Vm, VmBuilder, VmError};
 
 use super::exit::Failure;
 
@@ -15,15 +13,11 @@ const FORKS: usize = 4;
 /// How long everybody runs between two forks.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// Runs it, on standard output.
-pub(crate) fn run(host: Arc<Host>, memory_bytes: u64, cpus: u32) -> Result<u8, Failure> {
+/// Runs the counter that `builder` makes, on standard output.
+pub(crate) fn run(builder: VmBuilder) -> Result<u8, Failure> {
     let out = &mut io::stdout().lock();
-    let kernel = Kernel::from_bytes(Guest::Counter.image())?;
     let booting = Instant::now();
-    let root = VmBuilder::new(host, kernel)
-        .memory_bytes(memory_bytes)
-        .cpus(cpus)
-        .build()?;
+    let root = builder.build()?;
     root.resume()?;
     writeln!(
         out,

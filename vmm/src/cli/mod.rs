@@ -11,6 +11,7 @@ mod family;
 
 use std::process::ExitCode;
 
+use guest_images::Guest;
 use vmm::{Host, Kernel, VmBuilder};
 
 use args::Args;
@@ -33,27 +34,35 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<u8, Failure> {
-    let Some(path) = args.kernel else {
+    let Some(path) = &args.kernel else {
         let host = Host::open()?;
-        return demo::run(host, args.memory_bytes, args.cpus);
+        let kernel = Kernel::from_bytes(Guest::Counter.image())?;
+        let builder = VmBuilder::new(host, kernel);
+        return demo::run(with_machine(builder, &args));
     };
     // Files first: what is wrong with them is known before any VM exists.
-    let kernel = Kernel::from_file(&path)?;
+    let kernel = Kernel::from_file(path)?;
     let initrd = args
         .initrd
         .as_deref()
         .map(Kernel::read_initrd)
         .transpose()?;
-    let mut builder = VmBuilder::new(Host::open()?, kernel)
-        .memory_bytes(args.memory_bytes)
-        .backing(args.backing)
-        .cpus(args.cpus)
+    let builder = VmBuilder::new(Host::open()?, kernel);
+    let mut builder = with_machine(builder, &args)
         .cmdline(args.cmdline)
         .console(vmm::ConsoleMode::Stdout);
     if let Some(initrd) = initrd {
         builder = builder.initrd(initrd);
     }
     family::run(builder.build()?, args.max_forks, args.zero_scan)
+}
+
+/// The builder with the memory and vCPUs asked for.
+fn with_machine(builder: VmBuilder, args: &Args) -> VmBuilder {
+    builder
+        .memory_bytes(args.memory_bytes)
+        .backing(args.backing)
+        .cpus(args.cpus)
 }
 
 fn start_logging(verbose: u8) {
