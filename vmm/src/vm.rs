@@ -197,9 +197,9 @@ impl Vm {
     /// to fresh memory, as a fork does.
     ///
     /// # Errors
-    /// If the snapshot is of another family, or the host lacks memory. If a
-    /// vCPU's state is refused half-way, the VM has [failed](Event::Failed),
-    /// and may be reset again.
+    /// If the snapshot is of another family, or the host lacks memory. A VM that
+    /// was reset half-way when something was refused has
+    /// [failed](Event::Failed), and may be reset again.
     pub fn reset(&self, snapshot: &Snapshot) -> Result<(), VmError> {
         let machine = &self.machine;
         if !Arc::ptr_eq(&machine.family, &snapshot.family) {
@@ -209,10 +209,12 @@ impl Vm {
         let mut gate = self.pause_gate()?;
         let mut ram = machine.ram();
         let restored = if ram.can_reset_to(&snapshot.layer) {
-            ram.reset(&snapshot.layer)?;
-            snapshot.state.restore(&control.shell, gate.vcpus())
+            let copied_back = ram.reset(&snapshot.layer).map_err(VmError::from);
+            copied_back.and_then(|_| snapshot.state.restore(&control.shell, gate.vcpus()))
         } else {
-            control.move_to(&mut gate, &mut ram, snapshot)
+            // Fails before anything has changed, or not at all.
+            control.move_to(&mut gate, &mut ram, snapshot)?;
+            Ok(())
         };
         drop(ram);
         gate.forget(|_| true);
