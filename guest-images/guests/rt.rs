@@ -287,6 +287,22 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
+    for step in 0..len {
+        // From the end that is overwritten last.
+        let i = if to.cast_const() <= from {
+            step
+        } else {
+            len - 1 - step
+        };
+        // SAFETY: the caller's promise. Volatile, so that this does not become
+        // a call of itself.
+        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) }
+    }
+    to
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn memset(to: *mut u8, value: i32, len: usize) -> *mut u8 {
     // SAFETY: the caller's promise.
     unsafe { asm!("rep stosb", inout("rdi") to => _, inout("rcx") len => _, in("al") value as u8) }
