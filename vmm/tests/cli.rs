@@ -220,7 +220,7 @@ fn kernels_that_cannot_be_are_refused_before_any_vm_exists() {
         &["/no/such/file", "No such file"],
     );
     fails(&["--kernel", "/"], 66, &["`/`"]);
-    fails(&["--kernel", "/dev/zero"], 65, &["/dev/zero", "larger"]);
+    fails(&["--kernel", "/dev/zero"], 65, &["/dev/zero", "device"]);
     fails(
         &["--kernel", text(&scratch.file("empty", b""))],
         65,

@@ -1,22 +1,44 @@
 //! The segments of an ELF64 x86-64 executable.
 
+use std::mem::offset_of;
 use std::ops::Range;
 
 use object::LittleEndian;
-use object::elf::{self, FileHeader64};
+use object::elf::{self, FileHeader64, Ident};
 use object::read::elf::{FileHeader, ProgramHeader};
+
+/// Bytes of an ELF64 file's own header.
+const ELF_HEADER_LEN: usize = size_of::<FileHeader64<LittleEndian>>();
+/// Where a file says whether it has 32 or 64 bits …
+const CLASS_AT: usize = offset_of!(Ident, class);
+/// … and its byte order.
+const BYTE_ORDER_AT: usize = offset_of!(Ident, data);
 
 /// Why an ELF file cannot be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ElfError {
+    /// The file ends before its header does.
+    #[error("the file is truncated: it has {file_len} of the {ELF_HEADER_LEN} bytes of a header")]
+    NoHeader {
+        /// How long the file is.
+        file_len: usize,
+    },
+    /// Not of 64 bits.
+    #[error("it is of class {0}, not 64-bit (2)")]
+    Class(u8),
+    /// Not little-endian.
+    #[error("its byte order is {0}, not little-endian (1)")]
+    ByteOrder(u8),
     /// The headers make no sense, or lie outside of the file.
-    #[error("its headers are not those of an ELF64 file: {0}")]
-    Header(String),
+    #[error("its headers are damaged, or lie outside of the file: {0}")]
+    Header(object::read::Error),
     /// For another machine.
     #[error("it is for machine {0}, not x86-64 (62)")]
     Machine(u16),
     /// Not an executable with fixed addresses.
-    #[error("it is of type {0}, not an executable with fixed addresses (2)")]
+    #[error(
+        "it is of type {0}, not an executable with fixed addresses (2): link it with -static -no-pie"
+    )]
     Type(u16),
     /// Nothing to load.
     #[error("it has nothing to load")]
@@ -77,9 +99,21 @@ impl Elf {
 
     /// Reads the headers and checks them against the file and one another.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ElfError> {
-        let malformed = |error: object::read::Error| ElfError::Header(error.to_string());
-        let header = FileHeader64::<LittleEndian>::parse(bytes).map_err(malformed)?;
-        let endian = header.endian().map_err(malformed)?;
+        let ident = |at: usize| bytes.get(at).copied();
+        match (ident(CLASS_AT), ident(BYTE_ORDER_AT)) {
+            (Some(class), _) if class != elf::ELFCLASS64.0 => return Err(ElfError::Class(class)),
+            (_, Some(order)) if order != elf::ELFDATA2LSB.0 => {
+                return Err(ElfError::ByteOrder(order));
+            }
+            _ if bytes.len() < ELF_HEADER_LEN => {
+                return Err(ElfError::NoHeader {
+                    file_len: bytes.len(),
+                });
+            }
+            _ => {}
+        }
+        let header = FileHeader64::<LittleEndian>::parse(bytes).map_err(ElfError::Header)?;
+        let endian = header.endian().map_err(ElfError::Header)?;
         let machine = header.e_machine(endian);
         if machine != elf::EM_X86_64 {
             return Err(ElfError::Machine(machine.0));
@@ -88,7 +122,9 @@ impl Elf {
         if kind != elf::ET_EXEC {
             return Err(ElfError::Type(kind.0));
         }
-        let headers = header.program_headers(endian, bytes).map_err(malformed)?;
+        let headers = header
+            .program_headers(endian, bytes)
+            .map_err(ElfError::Header)?;
         let mut segments = Vec::new();
         for (index, header) in headers.iter().enumerate() {
             let memory_len = header.p_memsz(endian);
@@ -221,8 +257,11 @@ pub(crate) mod tests {
             bytes[at] = byte;
             Elf::parse(&bytes).unwrap_err()
         };
-        assert!(matches!(with(4, 1), ElfError::Header(_))); // 32 bit
-        assert!(matches!(with(5, 2), ElfError::Header(_))); // big endian
+        assert_eq!(with(4, 1), ElfError::Class(1));
+        assert_eq!(with(5, 2), ElfError::ByteOrder(2));
+        assert!(matches!(with(6, 9), ElfError::Header(_))); // no such version
+        assert!(matches!(with(39, 1), ElfError::Header(_))); // program headers far off
+        assert!(matches!(with(54, 1), ElfError::Header(_))); // of a wrong size
         assert_eq!(with(18, 3), ElfError::Machine(3));
         assert_eq!(with(16, 3), ElfError::Type(3));
         assert_eq!(with(56, 0), ElfError::NoSegment);
@@ -230,7 +269,14 @@ pub(crate) mod tests {
             Elf::parse(&good[..good.len() - 1]),
             Err(ElfError::Truncated { .. })
         ));
-        assert!(matches!(Elf::parse(&good[..20]), Err(ElfError::Header(_))));
+        assert_eq!(
+            Elf::parse(&good[..20]),
+            Err(ElfError::NoHeader { file_len: 20 })
+        );
+        assert_eq!(
+            Elf::parse(b"\x7fELF"),
+            Err(ElfError::NoHeader { file_len: 4 })
+        );
         assert!(matches!(
             Elf::parse(&elf_file(0x10_0000, &[(0x10_0000, b"code", 3)])),
             Err(ElfError::Size { .. })

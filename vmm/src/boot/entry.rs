@@ -32,28 +32,38 @@ pub(crate) enum Starts {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct VcpuEntry {
     index: u32,
+    stack_top: u64,
     kind: Kind,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Kind {
     /// A flat image, in ring 3.
-    Flat { stack_top: u64 },
+    Flat,
     /// An ELF kernel, in ring 0.
     Elf { entry: u64 },
 }
 
 impl VcpuEntry {
-    /// vCPU `index` of a flat guest, with its ring-3 stack below `stack_top`.
+    /// vCPU `index` of a flat guest, with its stack below `stack_top`.
     pub(crate) fn flat(index: u32, stack_top: u64) -> Self {
-        let kind = Kind::Flat { stack_top };
-        Self { index, kind }
+        let kind = Kind::Flat;
+        Self {
+            index,
+            stack_top,
+            kind,
+        }
     }
 
-    /// vCPU `index` of an ELF kernel.
-    pub(crate) fn elf(index: u32, entry: u64) -> Self {
+    /// vCPU `index` of an ELF kernel. Linux brings a stack; others need one at
+    /// once, if only for an exception to be reported from.
+    pub(crate) fn elf(index: u32, stack_top: u64, entry: u64) -> Self {
         let kind = Kind::Elf { entry };
-        Self { index, kind }
+        Self {
+            index,
+            stack_top,
+            kind,
+        }
     }
 
     pub(crate) fn starts(&self) -> Starts {
@@ -88,7 +98,7 @@ impl VcpuEntry {
             ..Default::default()
         };
         let (code, data) = match self.kind {
-            Kind::Flat { .. } => (selector::USER_CODE, selector::USER_DATA),
+            Kind::Flat => (selector::USER_CODE, selector::USER_DATA),
             Kind::Elf { .. } => (selector::KERNEL_CODE, selector::KERNEL_DATA),
         };
         sregs.cs = code_segment(code);
@@ -98,18 +108,18 @@ impl VcpuEntry {
 
         *regs = kvm_regs {
             rdi: abi::BOOT_INFO,
+            // As if called: a function may expect 16n + 8.
+            rsp: self.stack_top - 8,
             rflags: RFLAGS,
             ..Default::default()
         };
         match self.kind {
-            Kind::Flat { stack_top } => {
+            Kind::Flat => {
                 if xcr0 > 1 {
                     sregs.cr4 |= CR4_OSXSAVE;
                 }
                 regs.rip = abi::IMAGE;
                 regs.rsi = self.index.into();
-                // As if called: a function may expect 16n + 8.
-                regs.rsp = stack_top - 8;
                 regs.rflags |= RFLAGS_IF;
             }
             Kind::Elf { entry } => {

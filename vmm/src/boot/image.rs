@@ -1,14 +1,15 @@
 //! Kernel images: what is in a file, before anything is known of a VM.
 
 use std::borrow::Cow;
-use std::fs::File;
+use std::fs::{self, File, FileType};
 use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::elf::{Elf, ElfError};
 
-/// Largest kernel or initial RAM disk, so that a device file or a pipe that
-/// never ends does not fill the host's memory.
+/// Largest kernel or initial RAM disk, so that a pipe that never ends does not
+/// fill the host's memory.
 const MAX_FILE_BYTES: u64 = 512 << 20;
 
 /// Where Linux's setup header says "HdrS" in a bzImage.
@@ -24,6 +25,14 @@ pub enum KernelError {
         path: String,
         /// The system's answer.
         source: io::Error,
+    },
+    /// It is a device or a socket: reading it may never end, or do something.
+    #[error("`{path}` is a {kind}: give a file or a pipe")]
+    NotAFile {
+        /// The path given.
+        path: String,
+        /// What it is.
+        kind: &'static str,
     },
     /// It is longer than any kernel.
     #[error("`{path}` is larger than {MAX_FILE_BYTES} bytes")]
@@ -108,15 +117,38 @@ fn read(path: &Path) -> Result<Vec<u8>, KernelError> {
         path: name(),
         source,
     };
+    let too_large = || KernelError::TooLarge { path: name() };
+    // Asked before opening, because that alone may do something to a device.
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if let Some(kind) = unfit(metadata.file_type()) {
+        return Err(KernelError::NotAFile { path: name(), kind });
+    }
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(too_large());
+    }
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
+    // A pipe has no length, and a file may grow.
     file.take(MAX_FILE_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(KernelError::TooLarge { path: name() });
+        return Err(too_large());
     }
     Ok(bytes)
+}
+
+/// What is no file with an end, by name. (Reading a directory fails by itself.)
+fn unfit(kind: FileType) -> Option<&'static str> {
+    if kind.is_char_device() {
+        Some("character device")
+    } else if kind.is_block_device() {
+        Some("block device")
+    } else if kind.is_socket() {
+        Some("socket")
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -141,6 +173,35 @@ mod tests {
             Kernel::from_bytes(&b""[..]),
             Err(KernelError::Empty)
         ));
+    }
+
+    #[test]
+    fn devices_are_refused_unread_and_pipes_are_read_to_their_end() {
+        let error = Kernel::from_file(Path::new("/dev/zero")).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("`/dev/zero` is a character device"),
+            "{error}"
+        );
+        let (reader, mut writer) = io::pipe().unwrap();
+        io::Write::write_all(&mut writer, b"\xf4").unwrap();
+        drop(writer);
+        let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+        assert_eq!(
+            Kernel::from_file(Path::new(&path)).unwrap().bytes(),
+            b"\xf4"
+        );
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_by_its_length_alone() {
+        let path = std::env::temp_dir().join(format!("vmm-too-large-{}", std::process::id()));
+        // Sparse: nothing could be read of it but zeros.
+        File::create(&path).unwrap().set_len(1 << 42).unwrap();
+        let error = Kernel::from_file(&path).unwrap_err();
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(error, KernelError::TooLarge { .. }), "{error}");
     }
 
     #[test]

@@ -23,6 +23,8 @@ mod params;
 mod plan;
 mod stubs;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 pub use elf::ElfError;
 pub(crate) use entry::{Starts, VcpuEntry};

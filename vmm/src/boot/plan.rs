@@ -7,13 +7,13 @@
 //!  0x10_0000  image (an ELF's segments: anywhere from here on)
 //!     ⋮        free
 //!             initial RAM disk
-//!  low end    ring-3 stacks, 64 KiB a vCPU, from the end of low RAM down
+//!  low end    stacks, 64 KiB a vCPU, from the end of low RAM down
 //! ```
 
 use std::ops::Range;
 
 use guest_images::abi::{self, BootInfo};
-use guestmem::{PAGE_SIZE, RamLayout};
+use guestmem::{HOLE_START, PAGE_SIZE, RamLayout};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 
 use super::entry::VcpuEntry;
@@ -33,6 +33,25 @@ pub enum BootError {
     TooLittleRam {
         /// RAM asked for.
         size_bytes: u64,
+    },
+    /// The kernel wants memory that the guest environment takes up.
+    #[error(
+        "the kernel needs memory {needs:#x?}, which starts below {:#x}: link it there or higher",
+        abi::IMAGE
+    )]
+    KernelTooLow {
+        /// Where it has to go.
+        needs: Range<u64>,
+    },
+    /// The kernel wants addresses that no amount of RAM gives it.
+    #[error(
+        "the kernel needs memory {needs:#x?}, but memory for kernels ends at {most:#x} at the latest: link it lower"
+    )]
+    KernelTooHigh {
+        /// Where it has to go.
+        needs: Range<u64>,
+        /// Where room for it would end if there were all the RAM there can be.
+        most: u64,
     },
     /// The kernel is larger than the RAM there is for it.
     #[error(
@@ -112,12 +131,21 @@ impl<'a> BootPlan<'a> {
             return Err(BootError::CmdlineNul(at));
         }
         // 32 stacks of 64 KiB leave room in the least RAM there may be.
-        let room = abi::IMAGE..layout.low_end().0 - u64::from(cpus) * abi::STACK_LEN;
+        assert!(cpus <= abi::MAX_CPUS, "more vCPUs than there are pages for");
+        let stacks = u64::from(cpus) * abi::STACK_LEN;
+        let room = abi::IMAGE..layout.low_end().0 - stacks;
+        let most = HOLE_START.0 - stacks;
         let image = match kernel.elf() {
             Some(elf) => elf.memory(),
             None => abi::IMAGE..abi::IMAGE + kernel.bytes().len() as u64,
         };
-        if image.start < room.start || image.end > room.end {
+        if image.start < room.start {
+            return Err(BootError::KernelTooLow { needs: image });
+        }
+        if image.end > most {
+            return Err(BootError::KernelTooHigh { needs: image, most });
+        }
+        if image.end > room.end {
             return Err(BootError::KernelDoesNotFit { needs: image, room });
         }
         let initrd_bytes = initrd.unwrap_or_default();
@@ -145,12 +173,10 @@ impl<'a> BootPlan<'a> {
 
     /// Where vCPU `index` begins.
     pub(crate) fn entry(&self, index: u32) -> VcpuEntry {
+        let stack_top = self.layout.low_end().0 - u64::from(index) * abi::STACK_LEN;
         match self.kernel.elf() {
-            Some(elf) => VcpuEntry::elf(index, elf.entry),
-            None => {
-                let stacks_end = self.layout.low_end().0;
-                VcpuEntry::flat(index, stacks_end - u64::from(index) * abi::STACK_LEN)
-            }
+            Some(elf) => VcpuEntry::elf(index, stack_top, elf.entry),
+            None => VcpuEntry::flat(index, stack_top),
         }
     }
 
@@ -280,14 +306,30 @@ mod tests {
             BootError::CmdlineTooLong { .. }
         ));
         assert_eq!(error(&tiny, &small, "a\0b", None), BootError::CmdlineNul(1));
-        for (address, memory_len) in [(0xf_f000, 8), (3 << 30, 8), (0x10_0000, 1 << 40)] {
+        let refused = |address: u64, memory_len: u64| {
             let kernel = elf_file(address, &[(address, b"code", memory_len)]);
-            let kernel = Kernel::from_bytes(kernel).unwrap();
-            let refused = error(&kernel, &small, "", None);
-            assert!(
-                matches!(refused, BootError::KernelDoesNotFit { .. }),
-                "{address:#x}"
+            error(&Kernel::from_bytes(kernel).unwrap(), &small, "", None)
+        };
+        let needs = |address: u64, memory_len: u64| address..address + memory_len;
+        assert_eq!(
+            refused(0xf_f000, 0x2000),
+            BootError::KernelTooLow {
+                needs: needs(0xf_f000, 0x2000)
+            }
+        );
+        let most = (3 << 30) - abi::STACK_LEN;
+        for (address, memory_len) in [(most - 4, 8), (3 << 30, 8), (0x10_0000, 1 << 40)] {
+            assert_eq!(
+                refused(address, memory_len),
+                BootError::KernelTooHigh {
+                    needs: needs(address, memory_len),
+                    most
+                }
             );
         }
+        assert!(matches!(
+            refused(0x3e_fffc, 5),
+            BootError::KernelDoesNotFit { .. }
+        ));
     }
 }

@@ -10,10 +10,16 @@ const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const WRITE_THROUGH: u64 = 1 << 3;
 const UNCACHED: u64 = 1 << 4;
+/// The CPU has used this entry, and written to the page it maps. Set from the
+/// start, so that the CPU does not do it: page tables would become pages that
+/// each fork must copy and each reset restore.
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
 /// In a page directory: a 2 MiB page.
 const LARGE: u64 = 1 << 7;
 
-const TABLE: u64 = PRESENT | WRITABLE | USER;
+const TABLE: u64 = PRESENT | WRITABLE | USER | ACCESSED;
+const PAGE: u64 = TABLE | DIRTY;
 const ENTRIES: u64 = 512;
 const GIB: u64 = 1 << 30;
 const LARGE_PAGE: u64 = 2 << 20;
@@ -36,7 +42,7 @@ pub(crate) fn page_tables(ram_end: u64) -> Vec<u8> {
     };
     set(0, 0, table(1) | TABLE);
     for page in 1..ENTRIES {
-        set(2, page, (page * PAGE_SIZE) | TABLE);
+        set(2, page, (page * PAGE_SIZE) | PAGE);
     }
     for gib in 0..directories {
         set(1, gib, table(FIXED_TABLES + gib) | TABLE);
@@ -44,7 +50,7 @@ pub(crate) fn page_tables(ram_end: u64) -> Vec<u8> {
             let address = gib * GIB + entry * LARGE_PAGE;
             let devices = (HOLE_START.0..HOLE_END.0).contains(&address);
             let caching = if devices { UNCACHED | WRITE_THROUGH } else { 0 };
-            set(FIXED_TABLES + gib, entry, address | TABLE | LARGE | caching);
+            set(FIXED_TABLES + gib, entry, address | PAGE | LARGE | caching);
         }
     }
     set(FIXED_TABLES, 0, table(2) | TABLE);
