@@ -28,6 +28,12 @@ extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
         Some("outside-read") => drop(rt::peek(0xc000_1000)),
         // Instructions cannot be fetched from a device.
         Some("emulation") => jump(abi::CONTROL_PAGE),
+        // Ring 0 looks at the word, and finds no page.
+        Some("wait") => rt::wait_at(0, 0),
+        // A port that is not open to ring 3.
+        Some("port") => port(0x80),
+        // Sixteen bytes from a device, to an instruction that KVM may not know.
+        Some("vector") => vector(abi::CONTROL_PAGE),
         // No such register.
         Some("register") => rt::poke(abi::CONTROL_PAGE + 0x800, 1),
         _ => say!("how?"),
@@ -38,6 +44,16 @@ extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
 fn invalid() -> ! {
     // SAFETY: raises an exception, from which the VMM does not return.
     unsafe { asm!("ud2", options(noreturn)) }
+}
+
+fn port(port: u16) {
+    // SAFETY: raises an exception.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") 0u8) }
+}
+
+fn vector(address: u64) {
+    // SAFETY: reads a device's registers.
+    unsafe { asm!("paddq xmm0, [{}]", in(reg) address, out("xmm0") _) }
 }
 
 fn jump(address: u64) {

@@ -111,24 +111,40 @@ pub fn interrupts(vector: u8) -> &'static AtomicU64 {
 
 /// Waits for an interrupt, unless `counter` is no longer `old`.
 pub fn wait(counter: &AtomicU64, old: u64) {
+    wait_at(counter.as_ptr() as u64, old);
+}
+
+/// The same by address.
+pub fn wait_at(address: u64, old: u64) {
     // SAFETY: the wait service of ring 0; it changes nothing but flags.
-    unsafe { asm!("int3", in("rdi") counter, in("rsi") old) }
+    unsafe { asm!("int3", in("rdi") address, in("rsi") old) }
+}
+
+/// Registers of the local APIC.
+mod apic {
+    pub const SPURIOUS: u64 = 0xf0;
+    pub const COMMAND: u64 = 0x300;
+    pub const TIMER: u64 = 0x320;
+    pub const INITIAL_COUNT: u64 = 0x380;
+    pub const DIVIDE: u64 = 0x3e0;
+}
+
+fn set_apic(offset: u64, value: u32) {
+    // SAFETY: registers of the local APIC, which ring 3 may use here.
+    unsafe { ((abi::LOCAL_APIC + offset) as *mut u32).write_volatile(value) }
+}
+
+/// Lets this vCPU be interrupted.
+pub fn enable_apic() {
+    set_apic(apic::SPURIOUS, 0x1ff); // spurious vector 255
 }
 
 /// Interrupts this vCPU with `vector` every `period` ticks of its timer.
 pub fn start_timer(vector: u8, period: u32) {
-    const SPURIOUS: u64 = 0xf0;
-    const TIMER: u64 = 0x320;
-    const DIVIDE: u64 = 0x3e0;
-    const INITIAL: u64 = 0x380;
-    let set = |offset: u64, value: u32| {
-        // SAFETY: registers of the local APIC, which ring 3 may use here.
-        unsafe { ((abi::LOCAL_APIC + offset) as *mut u32).write_volatile(value) }
-    };
-    set(SPURIOUS, 0x1ff); // enable the APIC, spurious vector 255
-    set(DIVIDE, 0b1011); // by 1
-    set(TIMER, 1 << 17 | u32::from(vector)); // periodic
-    set(INITIAL, period);
+    enable_apic();
+    set_apic(apic::DIVIDE, 0b1011); // by 1
+    set_apic(apic::TIMER, 1 << 17 | u32::from(vector)); // periodic
+    set_apic(apic::INITIAL_COUNT, period);
 }
 
 /// Halts every vCPU but the first, for guests that are for one.
@@ -141,8 +157,12 @@ pub fn first_only(cpu: u64) {
 
 /// Stops the timer of this vCPU.
 pub fn stop_timer() {
-    // SAFETY: the initial-count register of the local APIC.
-    unsafe { ((abi::LOCAL_APIC + 0x380) as *mut u32).write_volatile(0) }
+    set_apic(apic::INITIAL_COUNT, 0);
+}
+
+/// Interrupts all other vCPUs with `vector`.
+pub fn interrupt_others(vector: u8) {
+    set_apic(apic::COMMAND, 0xc_4000 | u32::from(vector));
 }
 
 /// A word of memory, as hardware sees it.

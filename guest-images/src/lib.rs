@@ -91,6 +91,9 @@ guests! {
     Timer = "timer".bin,
     /// All vCPUs add to one word. Option: `steps=N`.
     Smp = "smp".bin,
+    /// Hands a word round its vCPUs, which wait for interrupts. Option:
+    /// `rounds=N`.
+    Relay = "relay".bin,
     /// Reports pages free and checks what they read. Option: `pages=N`.
     Free = "free".bin,
     /// Counts aloud, on the console and on COM1. Option: `lines=N`.
@@ -98,13 +101,20 @@ guests! {
     /// Writes and checks pages, zeroing half of them, as fast as it can.
     /// Options: `writes=N`, `pages=N`.
     Churn = "churn".bin,
+    /// Checks what it may rely on at its entry; exits with the number of the
+    /// promise that was broken. Options: `initrd=N`, `cmdline=N`.
+    Promises = "promises".bin,
     /// Does what the host asks for through a mailbox ([`worker`]).
     Worker = "worker".bin,
     /// Goes wrong. Option: `how=triple`, `invalid`, `jump`, `null`,
-    /// `outside-write`, `outside-read`, `emulation`, `register`.
+    /// `outside-write`, `outside-read`, `emulation`, `register`, `wait`, `port`,
+    /// `vector`.
     Faulty = "faulty".bin,
     /// An ELF kernel that says hello in ring 0 and exits with 42.
     Ring0 = "ring0".elf,
+    /// An ELF kernel that starts the other vCPUs as on hardware; exits with how
+    /// many run.
+    Ring0Smp = "ring0-smp".elf,
 }
 
 impl Guest {
