@@ -169,7 +169,10 @@ fn the_examples_in_the_document_build_and_run_as_it_says() {
     std::fs::create_dir_all(&dir).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/guests/guest.ld");
     std::fs::copy(script, dir.join("guest.ld")).unwrap();
-    for (language, file, code) in [("asm", "hello.S", 7), ("c", "hello.c", 8)] {
+    for (language, file, says, code) in [
+        ("asm", "hello.S", "hello!!\n", 7),
+        ("c", "hello.c", "hello\n", 8),
+    ] {
         let source = example(language);
         std::fs::write(dir.join(file), &source).unwrap();
         let first_line = source.lines().next().unwrap();
@@ -188,7 +191,7 @@ fn the_examples_in_the_document_build_and_run_as_it_says() {
         let kernel = Kernel::from_file(&dir.join("hello.bin")).unwrap();
         let vm = VmBuilder::new(host.clone(), kernel).build().unwrap();
         ends_with(&vm, code);
-        assert_eq!(output(&vm), "hello\n", "{file}");
+        assert_eq!(output(&vm), says, "{file}");
     }
     std::fs::remove_dir_all(&dir).unwrap();
 }
