@@ -254,6 +254,7 @@ unsafe impl Sync for View {}
 impl View {
     /// Maps `len_bytes` of `file` from its start.
     pub(crate) fn new(file: BorrowedFd<'_>, len_bytes: u64) -> io::Result<Self> {
+        fault::injected()?;
         let len = usize::try_from(len_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
         // SAFETY: a fresh range chosen by the kernel.
         let base = unsafe {

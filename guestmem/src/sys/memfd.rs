@@ -29,6 +29,7 @@ pub(crate) struct Memfd {
 
 impl Memfd {
     pub(crate) fn new(name: &str, nr_pages: u64) -> io::Result<Self> {
+        fault::injected()?;
         let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&fd, nr_pages * PAGE_SIZE)?;
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;

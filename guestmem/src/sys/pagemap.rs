@@ -65,6 +65,7 @@ pub(crate) struct Pagemap(File);
 
 impl Pagemap {
     pub(crate) fn open() -> io::Result<Self> {
+        fault::injected()?;
         File::open("/proc/self/pagemap").map(Self)
     }
 
