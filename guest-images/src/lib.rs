@@ -77,6 +77,9 @@ guests! {
     /// Counts in registers, SSE registers and memory, and compares them.
     /// Options: `rounds=N`, `pages=N`.
     Counter = "counter".bin,
+    /// Keeps a value in every register and looks at them for ever. Options:
+    /// `rounds=N`, `seed=N`.
+    Registers = "registers".bin,
     /// Writes a pattern, is ready, checks it, prints a checksum. Options:
     /// `start=ADDRESS`, `pages=N`, `seed=N`.
     Touch = "touch".bin,
