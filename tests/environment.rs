@@ -172,6 +172,7 @@ fn the_examples_in_the_document_build_and_run_as_it_says() {
     for (language, file, says, code) in [
         ("asm", "hello.S", "hello!!\n", 7),
         ("c", "hello.c", "hello\n", 8),
+        ("rust", "hello.rs", "hello\n", 9),
     ] {
         let source = example(language);
         std::fs::write(dir.join(file), &source).unwrap();
