@@ -119,7 +119,8 @@ impl Compiler {
         // Panic messages hold paths: images are the same wherever they are built.
         remap.push(&self.crate_dir);
         remap.push("=guest-images");
-        let mut script = OsString::from("-Clink-arg=-Wl,-T,");
+        // An argument of its own: in `-Wl,…` a comma in the path would end it.
+        let mut script = OsString::from("-Clink-arg=");
         script.push(self.crate_dir.join("guests/guest.ld"));
 
         let mut rustc = Command::new(&self.rustc);
@@ -135,7 +136,7 @@ impl Compiler {
             ])
             .args(["-Clink-arg=-static", "-Clink-arg=-no-pie"])
             .args(["-Clink-arg=-Wl,--build-id=none", "-Clink-arg=-Wl,-n"])
-            .args([remap, script]);
+            .args([remap, "-Clink-arg=-T".into(), script]);
         // A newer compiler may warn of more: that stops the project's own gate,
         // and nobody who only wants to build.
         if env::var_os("CI").is_some() {

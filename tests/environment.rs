@@ -154,10 +154,78 @@ fn what_ring_3_may_not_do_is_reported_with_its_address() {
     }
 }
 
+#[test]
+fn the_document_and_the_constants_agree() {
+    use abi::{BootInfo, control};
+    use std::mem::offset_of;
+
+    let text = document();
+    let says = |words: &str| assert!(text.contains(words), "the document lacks {words:?}");
+    for (name, offset) in [
+        ("MAGIC", control::MAGIC),
+        ("CONSOLE", control::CONSOLE),
+        ("READY", control::READY),
+        ("EXIT", control::EXIT),
+        ("FORK", control::FORK),
+        ("FORK_RESULT", control::FORK_RESULT),
+        ("GENERATION", control::GENERATION),
+        ("SEED", control::SEED),
+        ("FREE_START", control::FREE_START),
+        ("FREE_LEN", control::FREE_LEN),
+        ("FREE_RESULT", control::FREE_RESULT),
+        ("TRAP", control::TRAP),
+    ] {
+        says(&format!("| `{offset:#04x}` | {name}, "));
+    }
+    for (what, address) in [
+        ("boot information", abi::BOOT_INFO),
+        ("interrupt counters", abi::COUNTERS),
+        ("Linux's boot_params", abi::BOOT_PARAMS),
+        ("command line", abi::CMDLINE),
+        ("one page a vCPU", abi::VCPU_PAGES),
+        ("page tables", abi::PAGE_TABLES),
+        ("the image", abi::IMAGE),
+        ("control page", abi::CONTROL_PAGE),
+        ("local APIC", abi::LOCAL_APIC),
+    ] {
+        let (high, low) = (address >> 16, address & 0xffff);
+        says(&format!(" 0x{high:04x}_{low:04x}   {what}"));
+    }
+    for (field, offset) in [
+        ("low_ram_end", offset_of!(BootInfo, low_ram_end)),
+        ("control_page", offset_of!(BootInfo, control_page)),
+        ("counters", offset_of!(BootInfo, counters)),
+    ] {
+        says(&format!("| {offset} | {field} | "));
+    }
+    for (first, second, offset) in [
+        ("version", "cpus", offset_of!(BootInfo, cpus)),
+        (
+            "high_ram_start",
+            "high_ram_end",
+            offset_of!(BootInfo, high_ram_end),
+        ),
+        ("image_start", "image_end", offset_of!(BootInfo, image_end)),
+        (
+            "initrd_start",
+            "initrd_end",
+            offset_of!(BootInfo, initrd_end),
+        ),
+        ("cmdline", "cmdline_len", offset_of!(BootInfo, cmdline_len)),
+        ("free_start", "free_end", offset_of!(BootInfo, free_end)),
+    ] {
+        says(&format!(", {offset} | {first}, {second} | "));
+    }
+}
+
+fn document() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guest-abi.md");
+    std::fs::read_to_string(path).unwrap()
+}
+
 /// The document's code block in `language`.
 fn example(language: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guest-abi.md");
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = document();
     let (_, block) = text.split_once(&format!("```{language}\n")).unwrap();
     block.split_once("```").unwrap().0.to_owned()
 }

@@ -30,7 +30,8 @@ global_asm!(
     "lea rdx, [rip + trampoline_end]",
     "cmp rsi, rdx",
     "jb 2b",
-    // All but this one: INIT, then start at the trampoline's page.
+    // All but this one: INIT, then start at the trampoline's page. (KVM needs
+    // none of the delays that hardware wants.)
     "mov ebx, 0xfee00000",
     "mov dword ptr [rbx + 0xf0], 0x1ff",
     "mov dword ptr [rbx + 0x300], 0xc4500",

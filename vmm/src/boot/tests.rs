@@ -1,9 +1,10 @@
 //! From arbitrary kernels to guest memory: whatever is planned can be loaded,
 //! and is where it was planned.
 
+use std::mem::offset_of;
 use std::ops::Range;
 
-use guest_images::abi;
+use guest_images::abi::{self, BootInfo};
 use guestmem::{Backing, PAGE_SIZE, Ram, RamLayout};
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use proptest::prelude::*;
@@ -115,18 +116,26 @@ proptest! {
                 prop_assert!(at(segment.memory.start, &wanted));
             },
         }
-        let word = |offset: u64| {
-            let bytes = read(abi::BOOT_INFO + offset..abi::BOOT_INFO + offset + 8);
+        let word = |offset: usize| {
+            let at = abi::BOOT_INFO + offset as u64;
+            let bytes = read(at..at + 8);
             u64::from_le_bytes(bytes.try_into().unwrap())
         };
         let initrd = initrd.as_deref().unwrap_or_default();
-        let (initrd_start, initrd_end) = (word(56), word(64));
+        let (initrd_start, initrd_end) = (
+            word(offset_of!(BootInfo, initrd_start)),
+            word(offset_of!(BootInfo, initrd_end)),
+        );
         prop_assert_eq!(initrd_end - initrd_start, initrd.len() as u64);
         prop_assert!(at(initrd_start, initrd));
 
         // Free memory, and every stack, is nobody else's.
-        let (free_start, free_end) = (word(88), word(96));
-        prop_assert!(word(48) <= free_start && free_start <= free_end && free_end <= initrd_start);
+        let (free_start, free_end) = (
+            word(offset_of!(BootInfo, free_start)),
+            word(offset_of!(BootInfo, free_end)),
+        );
+        prop_assert!(word(offset_of!(BootInfo, image_end)) <= free_start);
+        prop_assert!(free_start <= free_end && free_end <= initrd_start);
         prop_assert_eq!((free_start % PAGE_SIZE, free_end % PAGE_SIZE), (0, 0));
         let mut below = layout.low_end().0;
         for index in 0..cpus {
