@@ -71,6 +71,36 @@ fn no_interrupt_is_missed_between_the_look_and_the_halt() {
 }
 
 #[test]
+fn no_interrupt_between_vcpus_is_lost_by_a_fork_in_flight() {
+    let Some(host) = kvm() else { return };
+    let mut forks = 0;
+    for trial in 0..8 {
+        let vm = builder(&host, Guest::Relay)
+            .cpus(2 + trial % 2)
+            .cmdline("rounds=200")
+            .build()
+            .unwrap();
+        vm.resume().unwrap();
+        let mut vms = vec![vm];
+        for _ in 0..3 {
+            let newest = vms.last().unwrap();
+            newest.wait_for(Duration::from_micros(300 + 137 * u64::from(trial)));
+            // It may have ended by now: the machine may be busy.
+            let Ok(child) = newest.fork() else { break };
+            child.resume().unwrap();
+            vms.push(child);
+            forks += 1;
+        }
+        for vm in &vms {
+            // A relay that has lost an interrupt never ends.
+            let event = vm.wait_for(Duration::from_secs(30));
+            assert_eq!(event, Some(Event::Exited(0)), "VM {}", vm.number());
+        }
+    }
+    assert!(forks > 0, "every relay ended before it could be forked");
+}
+
+#[test]
 fn an_elf_kernel_starts_its_other_vcpus_as_on_hardware() {
     let Some(host) = kvm() else { return };
     for cpus in [1, 3] {
