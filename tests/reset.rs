@@ -75,7 +75,14 @@ fn a_reset_brings_back_registers_and_sse_of_a_running_counter() {
 #[test]
 fn a_vm_that_ended_or_failed_runs_again_after_a_reset() {
     let Some(host) = kvm() else { return };
-    for how in ["triple", "invalid", "jump", "outside-write", "emulation"] {
+    for how in [
+        "triple",
+        "invalid",
+        "jump",
+        "outside-write",
+        "outside-read",
+        "emulation",
+    ] {
         let vm = builder(&host, Guest::Faulty)
             .cmdline(format!("how={how}"))
             .build()

@@ -127,6 +127,8 @@ fn scan_zeros(vm: &Arc<Vm>, pages_per_second: u64) {
                 Err(error) => return log::warn!("VM {}: zero scan: {error}", vm.number()),
             }
             drop(vm);
+            // The pace that was asked for. Not a wait for the VM: that would take
+            // its events from whoever serves it.
             std::thread::sleep(Duration::from_secs(1) / SCANS_PER_SECOND);
         }
     };
