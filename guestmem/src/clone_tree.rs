@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::MemoryError;
 use crate::frame::{Arena, FrameSet};
-use crate::layout::RamLayout;
 use crate::settle::{read_back_layers, reconcile, settle_leaf};
 use crate::state::{Gone, State};
 use crate::stats::TreeStats;
@@ -28,37 +27,24 @@ use crate::tree::{NodeId, Reading, Role, Tree, Viewers};
 /// A clone tree: the RAM of a VM and of everything forked from it.
 #[derive(Debug)]
 pub struct CloneTree {
-    layout: RamLayout,
     pagemap: Pagemap,
     state: Mutex<State>,
 }
 
 impl CloneTree {
-    pub(crate) fn new(
-        layout: RamLayout,
-        reading: Reading,
-    ) -> Result<(Arc<Self>, NodeId), MemoryError> {
+    pub(crate) fn new(nr_pages: u64, reading: Reading) -> Result<(Arc<Self>, NodeId), MemoryError> {
         let pagemap = Pagemap::open()
             .map_err(|source| MemoryError::os("open /proc/self/pagemap", 0, source))?;
-        let arena = Arena::new(layout.nr_pages())?;
-        let (tree, root) = Tree::new(layout.nr_pages(), reading);
+        let arena = Arena::new(nr_pages)?;
+        let (tree, root) = Tree::new(nr_pages, reading);
         let state = Mutex::new(State {
             tree,
             arena,
             leaves: BTreeMap::new(),
             gone: Vec::new(),
         });
-        let tree = Arc::new(Self {
-            layout,
-            pagemap,
-            state,
-        });
+        let tree = Arc::new(Self { pagemap, state });
         Ok((tree, root))
-    }
-
-    /// How the RAM of every VM in the tree is laid out.
-    pub fn layout(&self) -> RamLayout {
-        self.layout
     }
 
     /// The lock. A panic while it was held poisons nothing that matters more

@@ -28,6 +28,16 @@ pub enum MemoryError {
         /// Most there may be.
         most_bytes: u64,
     },
+    /// RAM larger than the window it was made with.
+    #[error(
+        "{wanted_bytes} bytes are more than the {most_bytes} this RAM was made with: fork it into a larger one"
+    )]
+    BeyondWindow {
+        /// Bytes asked for.
+        wanted_bytes: u64,
+        /// Bytes it was made with.
+        most_bytes: u64,
+    },
     /// No frame numbers left in the tree.
     #[error("no room for {wanted} more frames in this clone tree: drop a VM or a snapshot of it")]
     OutOfFrames {

@@ -4,17 +4,13 @@
 
 use std::sync::Arc;
 
-use pagelist::{FrameId, PageOrMarker};
-
 use crate::error::MemoryError;
-use crate::frame::{FrameSet, file_frame, private_frame};
-use crate::layout::PageIdx;
-use crate::settle::{private_pages, settle_leaf, shows};
+use crate::frame::{file_frame, private_frame};
+use crate::settle::{settle_leaf, shows};
 use crate::state::{Leaf, State};
 use crate::sys::pagemap::Pagemap;
-use crate::tree::{Node, NodeId, Reading, Seen};
+use crate::tree::{Content, NodeId, Reading, Seen};
 use crate::window::Window;
-use crate::zeros::zero_slot;
 
 /// Freezes root RAM: the frames stay where they are, in the file, and the leaf
 /// moves to `staged`, a private window over them. O(1).
@@ -43,53 +39,29 @@ pub(crate) fn copy_private(
         ..
     } = &mut *state;
     let Leaf { window, copies, .. } = leaves.get_mut(&leaf).expect("a leaf has a window");
-    let mut data = Vec::new();
-    let mut zero = Vec::new();
-    let mut same = Vec::new();
-    for page in private_pages(&tree.node(leaf).list) {
+    for page in tree.private_pages(leaf) {
         // Where a copy is noted and the list holds the page, the list decides.
         copies.reserve(page, private_frame(page))?;
-        let content = window.page(page).read();
-        let below = tree.below(leaf, page);
-        if shows(arena, content, below) {
-            same.push((page, below));
-        } else if content.is_zero() {
-            zero.push(page);
-        } else {
-            data.push((page, content));
-        }
     }
-    let sources: Vec<_> = data.iter().map(|(_, content)| *content).collect();
+    let plan = tree.plan_freeze(leaf, |page, below| {
+        let content = window.page(page).read();
+        if shows(arena, content, below) {
+            Content::SameAsBelow
+        } else if content.is_zero() {
+            Content::Zero
+        } else {
+            Content::Data
+        }
+    });
+    let pages = plan.copies.iter();
+    let sources: Vec<_> = pages.map(|page| window.page(*page).read()).collect();
     let stored = arena.store(&sources)?;
     // From here on nothing fails: every slot is there already.
-    for ((page, _), file_page) in data.iter().zip(stored) {
-        let frame = file_frame(file_page);
-        replace(tree.node_mut(leaf), *page, frame);
-        copies
-            .note(*page, Seen::Frame(frame))
-            .expect("the slot is there");
+    let frames = stored.clone().map(|page| Seen::Frame(file_frame(page)));
+    let copied = plan.copies.iter().copied().zip(frames);
+    let zeroed = plan.zeroes.iter().map(|page| (*page, Seen::Zero));
+    for (page, shown) in copied.chain(zeroed).chain(plan.same.iter().copied()) {
+        copies.note(page, shown).expect("the slot is there");
     }
-    let mut freed = FrameSet::default();
-    for page in zero {
-        zero_slot(tree, leaf, page, &mut freed).expect("the slot is there");
-        copies.note(page, Seen::Zero).expect("the slot is there");
-    }
-    for (page, below) in same {
-        let _private = tree
-            .node_mut(leaf)
-            .list
-            .remove_page(page.byte_offset())
-            .take_frame();
-        copies.note(page, below).expect("the slot is there");
-    }
-    Ok(tree.freeze(leaf))
-}
-
-/// The private page of `node` is in `frame` now.
-fn replace(node: &mut Node, page: PageIdx, frame: FrameId) {
-    let before = node
-        .list
-        .insert(page.byte_offset(), PageOrMarker::page(frame))
-        .expect("the slot is there");
-    let _private = before.take_frame();
+    Ok(tree.freeze_as_planned(leaf, &plan, stored))
 }

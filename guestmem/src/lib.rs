@@ -42,11 +42,13 @@ mod failing;
 mod frame;
 mod freeze;
 mod guest_ram;
+mod layer;
 mod layout;
 mod pages;
 mod ram;
 mod ram_window;
 mod reset;
+mod resize;
 mod settle;
 mod state;
 mod stats;
@@ -58,10 +60,11 @@ mod zeros;
 pub use clone_tree::CloneTree;
 pub use error::MemoryError;
 pub use guest_ram::{GuestRam, WindowRegion};
+pub use layer::Layer;
 pub use layout::{
     Gpa, HOLE_END, HOLE_START, LayoutError, MAX_RAM_BYTES, PAGE_SIZE, PageIdx, RamLayout, RamRegion,
 };
-pub use ram::{Backing, Layer, Ram};
+pub use ram::{Backing, Ram};
 pub use ram_window::RamWindow;
 pub use settle::Writers;
 pub use stats::{RamStats, TreeStats};

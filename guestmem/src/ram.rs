@@ -1,22 +1,22 @@
-//! The RAM of one VM, and frozen RAM to fork it from.
+//! The RAM of one VM.
 
 use std::sync::Arc;
 
-use crate::clone_tree::{CloneTree, LayerClaim, LeafClaim};
+use crate::clone_tree::{CloneTree, LeafClaim};
 use crate::error::MemoryError;
-use crate::frame::file_frame;
 use crate::freeze;
 use crate::guest_ram::{self, GuestRam};
+use crate::layer::Layer;
 use crate::layout::{Gpa, PageIdx, RamLayout};
 use crate::ram_window::RamWindow;
-use crate::reset;
 use crate::settle::{self, Writers, settle_leaf};
-use crate::state::{Leaf, MAP_BUDGET};
+use crate::state::Leaf;
 use crate::stats::RamStats;
 use crate::sys::mapping::HugePages;
-use crate::tree::{Reading, Seen, WindowPlan};
+use crate::tree::Reading;
 use crate::window::{RetiredWindow, StagedWindow, Window, Writes};
 use crate::zeros::{self, ZeroCandidates};
+use crate::{reset, resize};
 
 /// What root RAM is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,8 +36,9 @@ pub enum Backing {
 /// every [`RamWindow`] and [`GuestRam`] made of it is gone too.
 #[derive(Debug)]
 pub struct Ram {
-    window: Arc<Window>,
-    claim: Arc<LeafClaim>,
+    pub(crate) layout: RamLayout,
+    pub(crate) window: Arc<Window>,
+    pub(crate) claim: Arc<LeafClaim>,
 }
 
 impl Ram {
@@ -50,7 +51,7 @@ impl Ram {
             Backing::Memfd => Reading::Unread,
             Backing::Anon => Reading::Exact,
         };
-        let (tree, root) = CloneTree::new(layout, reading)?;
+        let (tree, root) = CloneTree::new(layout.nr_pages(), reading)?;
         let window = match backing {
             Backing::Memfd => Window::root(&tree.lock().arena)?,
             Backing::Anon => Window::anonymous(layout.nr_pages(), HugePages::Wanted)?,
@@ -60,6 +61,7 @@ impl Ram {
             .leaves
             .insert(root, Leaf::new(Arc::clone(&window)));
         Ok(Self {
+            layout,
             window,
             claim: Arc::new(LeafClaim { tree, leaf: root }),
         })
@@ -72,14 +74,15 @@ impl Ram {
 
     /// How it is laid out in guest-physical space.
     pub fn layout(&self) -> RamLayout {
-        self.claim.tree.layout()
+        self.layout
     }
 
     /// The window, to be bound as KVM memslots.
     pub fn window(&self) -> RamWindow {
         RamWindow {
+            layout: self.layout,
             window: Arc::clone(&self.window),
-            claim: Arc::clone(&self.claim),
+            _claim: Arc::clone(&self.claim),
         }
     }
 
@@ -109,8 +112,9 @@ impl Ram {
     /// ahead of it.
     pub fn staged_window(&self, staged: &StagedWindow) -> RamWindow {
         RamWindow {
+            layout: self.layout,
             window: Arc::clone(&staged.window),
-            claim: Arc::clone(&self.claim),
+            _claim: Arc::clone(&self.claim),
         }
     }
 
@@ -131,9 +135,9 @@ impl Ram {
         let tree = &self.claim.tree;
         let mut state = tree.lock();
         let layer = freeze::move_root(&mut state, self.claim.leaf, &staged.window);
-        let claim = LayerClaim::new(tree, &mut state, layer);
+        let layer = Layer::new(tree, &mut state, layer, self.layout);
         let retired = std::mem::replace(&mut self.window, staged.window);
-        (Layer { claim }, RetiredWindow::new(retired))
+        (layer, RetiredWindow::new(retired))
     }
 
     /// Freezes RAM that writes privately, where it is: what it has of its own
@@ -147,18 +151,18 @@ impl Ram {
         let tree = &self.claim.tree;
         let mut state = tree.lock();
         let layer = freeze::copy_private(&mut state, tree.pagemap(), self.claim.leaf)?;
-        let claim = LayerClaim::new(tree, &mut state, layer);
-        Ok(Layer { claim })
+        Ok(Layer::new(tree, &mut state, layer, self.layout))
     }
 
     /// Whether [`reset`](Self::reset) to `layer` can be done in this window.
     /// If not, go on in a [fork](Layer::fork) of the layer instead.
     pub fn can_reset_to(&self, layer: &Layer) -> bool {
-        let same_tree = Arc::ptr_eq(&self.claim.tree, &layer.claim.tree);
-        same_tree && {
+        let same_tree = Arc::ptr_eq(&self.claim.tree, layer.tree());
+        same_tree && self.layout == layer.layout() && {
             let state = self.claim.tree.lock();
             let leaf = self.claim.leaf;
-            state.tree.node(leaf).parent() == Some(layer.claim.layer)
+            let all = state.tree.part_of(layer.node(), 0..self.layout.nr_pages());
+            state.tree.node(leaf).parent() == Some(state.tree.highest(all))
                 && reset::is_worth_it(&state.tree, leaf)
         }
     }
@@ -211,6 +215,19 @@ impl Ram {
         zeros::zero_run(&mut self.claim.tree.lock(), self.claim.leaf, range)
     }
 
+    /// Gives this RAM another size. The pages it loses are gone: where it grows
+    /// again it reads zero. The VM must be stopped, and not reach beyond the new
+    /// size; windows on loan keep the size they had.
+    ///
+    /// # Errors
+    /// If the new layout is larger than what the RAM was made with (take a
+    /// [clone](Layer::clone_part) then), or the kernel refuses.
+    pub fn resize(&mut self, layout: RamLayout) -> Result<(), MemoryError> {
+        resize::resize(&mut self.claim.tree.lock(), self.claim.leaf, layout)?;
+        self.layout = layout;
+        Ok(())
+    }
+
     /// Looks for zero pages among up to `most` of this RAM's own, from page
     /// `from` on; finds 200 at most. The VM may run: what is found are
     /// candidates for [`drop_zeros`](Self::drop_zeros).
@@ -246,54 +263,5 @@ impl Ram {
         let mut state = tree.lock();
         state.settle_all(tree.pagemap())?;
         Ok(RamStats::collect(&state, self.claim.leaf))
-    }
-}
-
-/// Frozen RAM: a layer held by a snapshot. It never changes; RAM forked from
-/// it starts out as it is.
-#[derive(Debug)]
-pub struct Layer {
-    claim: LayerClaim,
-}
-
-impl Layer {
-    /// The clone tree this layer is part of.
-    pub fn tree(&self) -> &Arc<CloneTree> {
-        &self.claim.tree
-    }
-
-    /// New RAM that shares all of this layer.
-    ///
-    /// # Errors
-    /// If the host has no address space or mappings for its window, or no
-    /// memory for pages that have to be copied because the layer is made of
-    /// more runs than a window may have mappings.
-    pub fn fork(&self) -> Result<Ram, MemoryError> {
-        let tree = &self.claim.tree;
-        let mut state = tree.lock();
-        let state = &mut *state;
-        let view = state.tree.layer_view(self.claim.layer);
-        let plan = WindowPlan::new(&view, &state.arena.root(), MAP_BUDGET);
-        let nr_pages = state.tree.nr_pages();
-        let window = Arc::new(Window::planned(&state.arena, nr_pages, &plan)?);
-        let mut at_leaf = Leaf::new(Arc::clone(&window));
-        for run in &plan.copies {
-            let (start, end) = (run.pages.start, run.pages.end);
-            for (page, file_page) in (start..end).map(PageIdx).zip(run.file_page..) {
-                at_leaf
-                    .copies
-                    .note(page, Seen::Frame(file_frame(file_page)))?;
-                window.page(page).copy_from(state.arena.page(file_page));
-            }
-        }
-        let leaf = state.tree.add_leaf(self.claim.layer);
-        state.leaves.insert(leaf, at_leaf);
-        Ok(Ram {
-            window,
-            claim: Arc::new(LeafClaim {
-                tree: Arc::clone(tree),
-                leaf,
-            }),
-        })
     }
 }

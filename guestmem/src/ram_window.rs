@@ -12,9 +12,10 @@ use crate::window::Window;
 /// frames behind it stay allocated, as long as this lives.
 #[derive(Clone, Debug)]
 pub struct RamWindow {
+    pub(crate) layout: RamLayout,
     // Goes before the claim, whose end gives frames back.
     pub(crate) window: Arc<Window>,
-    pub(crate) claim: Arc<LeafClaim>,
+    pub(crate) _claim: Arc<LeafClaim>,
 }
 
 impl RamWindow {
@@ -26,7 +27,7 @@ impl RamWindow {
 
     /// How the RAM behind it is laid out.
     pub fn layout(&self) -> RamLayout {
-        self.claim.tree.layout()
+        self.layout
     }
 
     /// The window's host-virtual addresses, as the kernel lists them.

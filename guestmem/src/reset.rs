@@ -36,20 +36,20 @@ pub(crate) fn copy_back(
         ..
     } = &mut *state;
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
-    let private = at_leaf.private_pages(pagemap)?;
+    let all = 0..tree.node(leaf).nr_pages();
+    let private = at_leaf.private_pages(pagemap, all.end)?;
     // The window also differs where anonymous memory was mapped over it, and
     // where it shows what the leaf got from a layer that collapsed into it.
     let own = &tree.node(leaf).list;
-    let all = 0..tree.nr_pages();
     let other = at_leaf
         .overlaid
         .runs_in(all.clone())
         .chain(own.runs_in(all));
     let other = other.map(|run| PageIdx(run.start / PAGE_SIZE)..PageIdx(run.end / PAGE_SIZE));
-    let dirty: Vec<_> = private.into_iter().chain(other).collect();
-    let mut copied = 0;
-    for page in dirty.into_iter().flat_map(pages) {
-        let below = tree.below(leaf, page);
+    let dirty = private.into_iter().chain(other).flat_map(pages);
+    let plan = tree.plan_reset(leaf, dirty);
+    let copied = plan.len() as u64;
+    for (page, below) in plan {
         // Noted first: a page that is noted and differs is only settled later.
         at_leaf.copies.note(page, below)?;
         let target = at_leaf.window.page(page);
@@ -63,12 +63,9 @@ pub(crate) fn copy_back(
             Seen::Zero | Seen::Nothing if target.read().is_zero() => {}
             Seen::Zero | Seen::Nothing => target.clear(),
         }
-        copied += 1;
     }
     let mut freed = FrameSet::default();
-    tree.node_mut(leaf)
-        .list
-        .remove_all_pages(|frame| freed.add(frame));
+    tree.reset(leaf, &mut freed);
     arena.free(freed);
     Ok(copied)
 }

@@ -9,12 +9,9 @@
 
 use std::ops::Range;
 
-use pagelist::{PageList, PageOrMarker, SlotRef};
-
 use crate::error::MemoryError;
-use crate::frame::{Arena, FrameHome, FrameSet, file_frame, home, is_private, private_frame};
-use crate::layout::{PAGE_SIZE, PageIdx};
-use crate::pages::ByPage;
+use crate::frame::{Arena, FrameHome, FrameSet, home};
+use crate::layout::PageIdx;
 use crate::state::State;
 use crate::sys::page::Page;
 use crate::sys::pagemap::Pagemap;
@@ -46,13 +43,7 @@ pub(crate) fn settle_leaf(
 /// Lists the committed pages of root RAM in `node`.
 fn list_root_pages(tree: &mut Tree, arena: &Arena, node: NodeId) -> Result<(), MemoryError> {
     for data in arena.root_data()? {
-        let list = &mut tree.node_mut(node).list;
-        let gaps: Vec<_> = list.gaps_in(data).collect();
-        for gap in gaps {
-            let offset = PageIdx(gap.start).byte_offset();
-            list.insert_frames(offset, file_frame(gap.start), gap.end - gap.start)
-                .map_err(|_| MemoryError::Bookkeeping)?;
-        }
+        tree.list_committed(node, data)?;
     }
     Ok(())
 }
@@ -72,13 +63,10 @@ fn list_private_pages(
         ..
     } = state;
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
-    let private = at_leaf.private_pages(pagemap)?;
+    let private = at_leaf.private_pages(pagemap, tree.node(leaf).nr_pages())?;
     let mut replaced = FrameSet::default();
     let result = private.into_iter().flat_map(pages).try_for_each(|page| {
-        let offset = page.byte_offset();
-        if let SlotRef::Page(held) = tree.node(leaf).list.get(offset)
-            && is_private(held)
-        {
+        if tree.is_private_in(leaf, page) {
             return Ok(());
         }
         if let Some(source) = at_leaf.copies.source(page) {
@@ -87,19 +75,7 @@ fn list_private_pages(
             }
             at_leaf.copies.forget(page)?;
         }
-        let entry = PageOrMarker::page(private_frame(page));
-        match tree.node_mut(leaf).list.insert(offset, entry) {
-            Ok(before) => {
-                if let Some(frame) = before.take_frame() {
-                    replaced.add(frame);
-                }
-                Ok(())
-            }
-            Err(refused) => {
-                let _private = refused.into_entry().take_frame();
-                Err(MemoryError::Bookkeeping)
-            }
-        }
+        tree.wrote(leaf, page, &mut replaced)
     });
     // The window shows its private page now; these are seen by nobody.
     arena.free(replaced);
@@ -176,14 +152,6 @@ pub(crate) fn reconcile(state: &mut State) -> Result<(), MemoryError> {
     }
     state.arena.free(stray);
     Ok(())
-}
-
-/// The pages of `list` that live in the leaf's own window.
-pub(crate) fn private_pages(list: &PageList) -> impl Iterator<Item = PageIdx> + '_ {
-    list.iter().filter_map(|(offset, slot)| match slot {
-        SlotRef::Page(frame) if is_private(frame) => Some(PageIdx(offset / PAGE_SIZE)),
-        _ => None,
-    })
 }
 
 /// The pages of a range, one by one.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use pagelist::{PageList, SlotRef};
+use pagelist::PageList;
 
 use crate::copies::Copies;
 use crate::error::MemoryError;
-use crate::frame::{Arena, is_private};
+use crate::frame::Arena;
 use crate::layout::PageIdx;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Tree};
@@ -61,23 +61,22 @@ impl Leaf {
         }
     }
 
-    /// The pages that its window holds privately, as maximal runs, ascending.
+    /// The pages that its window holds privately for a VM of `nr_pages`, as
+    /// maximal runs, ascending.
     pub(crate) fn private_pages(
         &self,
         pagemap: &Pagemap,
+        nr_pages: u64,
     ) -> Result<Vec<Range<PageIdx>>, MemoryError> {
+        let failed = |source| MemoryError::os("scan for private pages", nr_pages, source);
         let mapping = self.window.mapping();
-        let failed = |source| MemoryError::os("scan for private pages", mapping.nr_pages(), source);
-        pagemap.private_pages(mapping).map_err(failed)
+        pagemap.private_pages(mapping, nr_pages).map_err(failed)
     }
 
     /// Copies that still are copies, now that `id`, this leaf, is settled.
     pub(crate) fn live_copies(&self, state: &State, id: NodeId) -> u64 {
-        let list = &state.tree.node(id).list;
-        let own = |page: &PageIdx| list.get(page.byte_offset());
         // A page that collapsed into the leaf's list is still copied below it.
-        let is_copy =
-            |page: &PageIdx| !matches!(own(page), SlotRef::Page(frame) if is_private(frame));
+        let is_copy = |page: &PageIdx| !state.tree.is_private_in(id, *page);
         self.copies.iter().filter(is_copy).count() as u64
     }
 }

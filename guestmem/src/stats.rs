@@ -2,7 +2,6 @@
 
 use crate::error::MemoryError;
 use crate::layout::PAGE_SIZE;
-use crate::settle::private_pages;
 use crate::state::State;
 use crate::tree::{Attribution, NodeId, Role, Viewers};
 
@@ -57,7 +56,7 @@ impl TreeStats {
         }
         stats.seen_pages = Viewers::count(&state.tree).seen_by_leaves();
         for (id, leaf) in &state.leaves {
-            let private = private_pages(&state.tree.node(*id).list).count() as u64;
+            let private = state.tree.private_pages(*id).count() as u64;
             stats.private_frames += private;
             stats.window_copies += leaf.live_copies(state, *id);
         }
@@ -90,7 +89,7 @@ impl RamStats {
         let at_leaf = &state.leaves[&leaf];
         Self {
             attribution: Viewers::count(&state.tree).attribution(&state.tree, leaf),
-            private_pages: private_pages(&node.list).count() as u64,
+            private_pages: state.tree.private_pages(leaf).count() as u64,
             window_copies: at_leaf.live_copies(state, leaf),
             markers: node.list.marker_count(),
             depth: state.tree.chain(leaf).count() as u64 - 1,

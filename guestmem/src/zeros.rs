@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use pagelist::{PageOrMarker, RunKind, SlotRef};
+use pagelist::{RunKind, SlotRef};
 
 use crate::error::MemoryError;
 use crate::frame::{FrameHome, FrameSet, home};
@@ -20,7 +20,7 @@ use crate::pages::ByPage;
 use crate::settle::{pages, settle_leaf};
 use crate::state::{Leaf, MAP_BUDGET, State};
 use crate::sys::pagemap::Pagemap;
-use crate::tree::{NodeId, Seen, Tree};
+use crate::tree::{NodeId, ZeroPart};
 use crate::window::Writes;
 
 /// Candidates that one look hands out, so that the stop they need is short.
@@ -66,7 +66,8 @@ pub(crate) fn look(
     let window = &state.leaves[&leaf].window;
     let list = &state.tree.node(leaf).list;
     let mut found = ZeroCandidates::default();
-    let content = list.runs_in(from.0..state.tree.nr_pages());
+    let end = state.tree.node(leaf).nr_pages();
+    let content = list.runs_in(from.0.min(end)..end);
     let frames = content.filter(|run| run.kind != RunKind::Marker);
     for page in frames
         .flat_map(|run| run.start / PAGE_SIZE..run.end / PAGE_SIZE)
@@ -132,44 +133,16 @@ pub(crate) fn zero_run(
     leaf: NodeId,
     run: Range<PageIdx>,
 ) -> Result<u64, MemoryError> {
-    if state.leaves[&leaf].window.writes() == Writes::ToFile {
-        return punch_root(state, leaf, &run);
-    }
     // List and window change together, part by part: what a failure leaves
     // behind is either done or untouched.
     let mut dropped = 0;
-    let mut start = run.start;
-    while start < run.end {
-        let hides = hides(&state.tree, leaf, start);
-        let rest = pages(start..run.end);
-        let alike = rest.take_while(|page| self::hides(&state.tree, leaf, *page) == hides);
-        let part = start..PageIdx(start.0 + alike.count() as u64);
-        start = part.end;
-        dropped += zero_part(state, leaf, part, hides)?;
+    for part in state.tree.plan_zero(leaf, run.start.0..run.end.0) {
+        dropped += zero_part(state, leaf, &part)?;
     }
     Ok(dropped)
 }
 
-/// Whether something lies below `page` that would show if it were dropped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Hides {
-    Something,
-    Nothing,
-}
-
-fn hides(tree: &Tree, leaf: NodeId, page: PageIdx) -> Hides {
-    match tree.below(leaf, page) {
-        Seen::Nothing => Hides::Nothing,
-        Seen::Frame(_) | Seen::Zero => Hides::Something,
-    }
-}
-
-fn zero_part(
-    state: &mut State,
-    leaf: NodeId,
-    part: Range<PageIdx>,
-    hides: Hides,
-) -> Result<u64, MemoryError> {
+fn zero_part(state: &mut State, leaf: NodeId, part: &ZeroPart) -> Result<u64, MemoryError> {
     let State {
         tree,
         arena,
@@ -177,39 +150,25 @@ fn zero_part(
         ..
     } = state;
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
-    at_leaf.copies.forget_all(part.clone())?;
+    let run = PageIdx(part.pages.start)..PageIdx(part.pages.end);
     let mut freed = FrameSet::default();
-    let (start, end) = (part.start.byte_offset(), part.end.byte_offset());
-    let list = &mut tree.node_mut(leaf).list;
-    let release = |_, frame| freed.add(frame);
-    let listed = match hides {
-        Hides::Something => list.mark(start, end, release),
-        Hides::Nothing => list.clear(start, end, release),
-    };
-    listed.map_err(|_| MemoryError::Bookkeeping)?;
-    let nr_pages = part.end.0 - part.start.0;
-    let dropped = match make_room(at_leaf, &part) {
-        Ok(true) => nr_pages,
-        // They stay the VM's own, as settling will find, and read zero.
-        Ok(false) | Err(_) => {
-            pages(part).for_each(|page| at_leaf.window.page(page).clear());
-            0
+    at_leaf.copies.forget_all(run.clone())?;
+    tree.zero(leaf, part, &mut freed)?;
+    let nr_pages = part.pages.end - part.pages.start;
+    let dropped = if at_leaf.window.writes() == Writes::ToFile {
+        nr_pages // what is freed below is what the window shows
+    } else {
+        match make_room(at_leaf, &run) {
+            Ok(true) => nr_pages,
+            // They stay the VM's own, as settling will find, and read zero.
+            Ok(false) | Err(_) => {
+                pages(run).for_each(|page| at_leaf.window.page(page).clear());
+                0
+            }
         }
     };
     arena.free(freed);
     Ok(dropped)
-}
-
-/// The same for root RAM, where nothing lies below.
-fn punch_root(state: &mut State, leaf: NodeId, run: &Range<PageIdx>) -> Result<u64, MemoryError> {
-    let list = &mut state.tree.node_mut(leaf).list;
-    let cleared = list.clear(run.start.byte_offset(), run.end.byte_offset(), |_, _| {});
-    cleared.map_err(|_| MemoryError::Bookkeeping)?;
-    // Pages that are committed and not listed yet go too.
-    let mut freed = FrameSet::default();
-    freed.add_run(run.start.0..run.end.0);
-    state.arena.free(freed);
-    Ok(run.end.0 - run.start.0)
 }
 
 /// Drops what the window holds in `run` such that it reads zero. `false` if
@@ -228,6 +187,15 @@ fn make_room(at_leaf: &mut Leaf, run: &Range<PageIdx>) -> Result<bool, MemoryErr
     if window.nr_maps() + at_leaf.nr_overlays >= MAP_BUDGET {
         return Ok(false);
     }
+    map_anonymous(at_leaf, run)?;
+    Ok(true)
+}
+
+/// Maps fresh anonymous memory over `run`, whatever lies beneath.
+pub(crate) fn map_anonymous(at_leaf: &mut Leaf, run: &Range<PageIdx>) -> Result<(), MemoryError> {
+    let window = &at_leaf.window;
+    let range = run.start.0..run.end.0;
+    let nr_pages = range.end - range.start;
     // Noted ahead: a page noted although it is not overlaid would be dropped
     // wrongly later, so a failure takes back what is new.
     let fresh: Vec<_> = at_leaf.overlaid.gaps_in(range.clone()).collect();
@@ -244,7 +212,7 @@ fn make_room(at_leaf: &mut Leaf, run: &Range<PageIdx>) -> Result<bool, MemoryErr
         return Err(MemoryError::os("map zero pages", nr_pages, source));
     }
     at_leaf.nr_overlays += 1;
-    Ok(true)
+    Ok(())
 }
 
 /// Gives back the frames of root RAM in the list of `id` that hold nothing but
@@ -268,30 +236,7 @@ pub(crate) fn drop_zero_frames(state: &mut State, id: NodeId) -> Result<(), Memo
     let mut freed = FrameSet::default();
     let result = zero
         .into_iter()
-        .try_for_each(|page| zero_slot(&mut state.tree, id, page, &mut freed));
+        .try_for_each(|page| state.tree.zero_slot(id, page, &mut freed));
     state.arena.free(freed);
     result
-}
-
-/// Says in the list of `id` that `page` reads zero: by a marker if anything
-/// lies below, else by nothing.
-pub(crate) fn zero_slot(
-    tree: &mut Tree,
-    id: NodeId,
-    page: PageIdx,
-    freed: &mut FrameSet,
-) -> Result<(), MemoryError> {
-    let offset = page.byte_offset();
-    let hides = tree.below(id, page) != Seen::Nothing;
-    let list = &mut tree.node_mut(id).list;
-    let before = if hides {
-        list.insert(offset, PageOrMarker::marker())
-            .map_err(|_| MemoryError::Bookkeeping)?
-    } else {
-        list.remove_page(offset)
-    };
-    if let Some(frame) = before.take_frame() {
-        freed.add(frame);
-    }
-    Ok(())
 }

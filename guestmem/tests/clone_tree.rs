@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use common::{freeze, page_value, set_page};
-use guestmem::{Backing, CloneTree, Gpa, Layer, PAGE_SIZE, Ram, RamLayout, Writers};
+use guestmem::{
+    Backing, CloneTree, Gpa, Layer, MemoryError, PAGE_SIZE, PageIdx, Ram, RamLayout, Writers,
+};
 use proptest::prelude::*;
 
 const PAGES: u64 = 40;
@@ -18,15 +20,47 @@ const PAGES: u64 = 40;
 /// many there are.
 #[derive(Clone, Debug)]
 enum Op {
-    Write { vm: usize, page: u64, value: u64 },
-    Fork { vm: usize },
-    Snapshot { vm: usize },
-    ForkSnapshot { snapshot: usize },
-    Reset { vm: usize, snapshot: usize },
-    Discard { vm: usize, page: u64, len: u64 },
-    Settle { vm: usize },
-    DropVm { vm: usize },
-    DropSnapshot { snapshot: usize },
+    Write {
+        vm: usize,
+        page: u64,
+        value: u64,
+    },
+    Fork {
+        vm: usize,
+    },
+    Snapshot {
+        vm: usize,
+    },
+    ForkSnapshot {
+        snapshot: usize,
+    },
+    ClonePart {
+        snapshot: usize,
+        first: u64,
+        len: u64,
+    },
+    Resize {
+        vm: usize,
+        len: u64,
+    },
+    Reset {
+        vm: usize,
+        snapshot: usize,
+    },
+    Discard {
+        vm: usize,
+        page: u64,
+        len: u64,
+    },
+    Settle {
+        vm: usize,
+    },
+    DropVm {
+        vm: usize,
+    },
+    DropSnapshot {
+        snapshot: usize,
+    },
     Reclaim,
 }
 
@@ -40,6 +74,9 @@ fn op() -> impl Strategy<Value = Op> {
         4 => vm.clone().prop_map(|vm| Op::Fork { vm }),
         2 => vm.clone().prop_map(|vm| Op::Snapshot { vm }),
         2 => snapshot.clone().prop_map(|snapshot| Op::ForkSnapshot { snapshot }),
+        2 => (snapshot.clone(), 0..PAGES + 2, 1..PAGES + 8)
+            .prop_map(|(snapshot, first, len)| Op::ClonePart { snapshot, first, len }),
+        2 => (vm.clone(), 1..PAGES + 8).prop_map(|(vm, len)| Op::Resize { vm, len }),
         2 => (vm.clone(), snapshot.clone()).prop_map(|(vm, snapshot)| Op::Reset { vm, snapshot }),
         2 => (vm.clone(), 0..PAGES, 1..8u64).prop_map(|(vm, page, len)| Op::Discard { vm, page, len }),
         2 => vm.clone().prop_map(|vm| Op::Settle { vm }),
@@ -75,6 +112,7 @@ impl World {
         match *op {
             Op::Write { vm, page, value } if vms > 0 => {
                 let (ram, content) = &mut self.vms[vm % vms];
+                let page = page % ram.layout().nr_pages();
                 set_page(ram, page, value);
                 if value == 0 {
                     content.remove(&page);
@@ -98,6 +136,28 @@ impl World {
                 let (layer, content) = &self.snapshots[snapshot % snapshots];
                 self.vms.push((layer.fork().unwrap(), content.clone()));
             }
+            Op::ClonePart {
+                snapshot,
+                first,
+                len,
+            } if snapshots > 0 && vms < 12 => {
+                let (layer, content) = &self.snapshots[snapshot % snapshots];
+                let layout = RamLayout::new(len * PAGE_SIZE).unwrap();
+                let clone = layer.clone_part(PageIdx(first), layout).unwrap();
+                let seen = content.range(first..first + len);
+                let seen = seen.map(|(page, value)| (page - first, Arc::clone(value)));
+                self.vms.push((clone, seen.collect()));
+            }
+            Op::Resize { vm, len } if vms > 0 => {
+                let (ram, content) = &mut self.vms[vm % vms];
+                match ram.resize(RamLayout::new(len * PAGE_SIZE).unwrap()) {
+                    Ok(()) => content.retain(|page, _| *page < len),
+                    Err(error) => {
+                        assert!(matches!(error, MemoryError::BeyondWindow { .. }));
+                        assert!(ram.layout().nr_pages() < len);
+                    }
+                }
+            }
             Op::Reset { vm, snapshot } if vms > 0 && snapshots > 0 => {
                 let (layer, wanted) = &self.snapshots[snapshot % snapshots];
                 let (ram, content) = &mut self.vms[vm % vms];
@@ -110,7 +170,8 @@ impl World {
             }
             Op::Discard { vm, page, len } if vms > 0 => {
                 let (ram, content) = &mut self.vms[vm % vms];
-                let len = len.min(PAGES - page);
+                let page = page % ram.layout().nr_pages();
+                let len = len.min(ram.layout().nr_pages() - page);
                 ram.discard(Gpa(page * PAGE_SIZE), len * PAGE_SIZE).unwrap();
                 content.retain(|at, _| !(page..page + len).contains(at));
             }
@@ -128,7 +189,7 @@ impl World {
 
     fn check_contents(&self) {
         for (index, (ram, content)) in self.vms.iter().enumerate() {
-            for page in 0..PAGES {
+            for page in 0..ram.layout().nr_pages() {
                 let found = page_value(ram, page);
                 let wanted = content.get(&page).map_or(0, |value| **value);
                 assert_eq!(found, wanted, "page {page} of VM {index}");

@@ -30,13 +30,8 @@ pub(crate) struct Arena {
 impl Arena {
     /// An empty arena for a tree whose root has `root_pages`.
     pub(crate) fn new(root_pages: u64) -> Result<Self, MemoryError> {
+        Self::can_number(root_pages)?;
         let most = u64::from(FIRST_PRIVATE);
-        if root_pages > most / 2 {
-            return Err(MemoryError::TooMuchRam {
-                wanted_bytes: root_pages * PAGE_SIZE,
-                most_bytes: most / 2 * PAGE_SIZE,
-            });
-        }
         let nr_pages = (root_pages * ROOM_PER_ROOT).clamp(LEAST_ROOM, most);
         let file = Memfd::new("guest-ram", nr_pages)
             .map_err(|source| MemoryError::os("create a memfd for guest RAM", nr_pages, source))?;
@@ -48,6 +43,29 @@ impl Arena {
             view,
             file,
         })
+    }
+
+    /// Whether RAM of `nr_pages` can be part of a tree: its private pages need
+    /// numbers, and root RAM leaves as many to layers.
+    pub(crate) fn can_number(nr_pages: u64) -> Result<(), MemoryError> {
+        let most = u64::from(FIRST_PRIVATE) / 2;
+        if nr_pages > most {
+            return Err(MemoryError::TooMuchRam {
+                wanted_bytes: nr_pages * PAGE_SIZE,
+                most_bytes: most * PAGE_SIZE,
+            });
+        }
+        Ok(())
+    }
+
+    /// The file pages that read zero for ever once nobody holds them, because
+    /// they are never handed out again. Windows may be mapped across those.
+    pub(crate) fn zero_for_ever(&self) -> Range<u64> {
+        match self.refused.as_slice() {
+            [] => self.root(),
+            // Some may still hold what somebody had there.
+            _ => 0..0,
+        }
     }
 
     /// The file pages of root RAM.

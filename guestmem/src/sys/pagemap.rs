@@ -69,13 +69,17 @@ impl Pagemap {
         File::open("/proc/self/pagemap").map(Self)
     }
 
-    /// The pages of `mapping` that it holds for itself (neither absent, nor
+    /// The pages among the first `nr_pages` of `mapping` that it holds for itself (neither absent, nor
     /// the file's, nor the shared zero page), as maximal runs, ascending.
     /// Swapped-out pages count: they are committed, only elsewhere.
-    pub(crate) fn private_pages(&self, mapping: &Mapping) -> io::Result<Vec<Range<PageIdx>>> {
+    pub(crate) fn private_pages(
+        &self,
+        mapping: &Mapping,
+        nr_pages: u64,
+    ) -> io::Result<Vec<Range<PageIdx>>> {
         fault::injected()?;
         let base = mapping.base().addr().get() as u64;
-        let end = base + mapping.nr_pages() * PAGE_SIZE;
+        let end = base + nr_pages.min(mapping.nr_pages()) * PAGE_SIZE;
         let mut regions = [PageRegion::default(); BATCH];
         let mut found: Vec<Range<PageIdx>> = Vec::new();
         let mut at = base;

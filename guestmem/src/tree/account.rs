@@ -7,12 +7,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use pagelist::SlotRef;
-
 use super::sight::{Count, Sight};
 use super::view::{Source, ViewRun};
 use super::{NodeId, Role, Tree};
-use crate::frame::{FrameHome, FrameSet, home, is_private};
+use crate::frame::{FrameHome, FrameSet, home};
 use crate::layout::PAGE_SIZE;
 use crate::pages::ByPage;
 
@@ -90,17 +88,19 @@ impl Viewers {
                 Role::Layer { handles: 0 } => {}
                 Role::Layer { .. } => sight.add_everywhere(Count::SNAPSHOT),
             }
-            for run in node.list.runs_in(0..tree.nr_pages()) {
+            for run in node.list.runs_in(0..node.nr_pages()) {
                 let run = ViewRun::from(run);
                 viewers.note(id, &run, &sight);
                 sight.hide(run.pages);
             }
-            if let Some(parent) = node.parent() {
-                let sum = match sights.remove(&parent) {
-                    Some(siblings) => siblings.join(sight, tree.nr_pages()),
+            if let Some(reach) = node.parent() {
+                let nr_pages = tree.node(reach.node).nr_pages();
+                let sight = sight.lifted(reach, nr_pages);
+                let sum = match sights.remove(&reach.node) {
+                    Some(siblings) => siblings.join(sight, nr_pages),
                     None => sight,
                 };
-                sights.insert(parent, sum);
+                sights.insert(reach.node, sum);
             }
         }
         viewers
@@ -154,11 +154,10 @@ impl Viewers {
         }
     }
 
-    /// Takes every frame that no viewer sees out of the layers that hold it.
+    /// Takes every frame that no viewer sees out of the layers that hold it,
+    /// and the markers that hide nothing.
     pub(crate) fn reclaim(self, tree: &mut Tree, freed: &mut FrameSet) {
-        if !self.unseen.is_empty() {
-            tree.layers_have_changed();
-        }
+        tree.layers_have_changed();
         for (id, pages) in self.unseen {
             let list = &mut tree.node_mut(id).list;
             list.clear(
@@ -170,6 +169,7 @@ impl Viewers {
             )
             .expect("whole pages that the list itself reported");
         }
+        tree.drop_idle_markers();
     }
 }
 
@@ -187,7 +187,8 @@ fn file_pages(run: &ViewRun) -> Option<Range<u64>> {
 impl Tree {
     /// The file pages that the list of `id` holds, in runs.
     pub(crate) fn file_runs_of(&self, id: NodeId) -> impl Iterator<Item = Range<u64>> + '_ {
-        let runs = self.node(id).list.runs_in(0..self.nr_pages());
+        let node = self.node(id);
+        let runs = node.list.runs_in(0..node.nr_pages());
         runs.filter_map(|run| file_pages(&ViewRun::from(run)))
     }
 
@@ -196,54 +197,5 @@ impl Tree {
         self.file_runs_of(id)
             .map(|pages| pages.end - pages.start)
             .sum()
-    }
-
-    /// Verifies what must hold between nodes.
-    ///
-    /// # Panics
-    /// If something does not.
-    pub(crate) fn check_invariants(&self) {
-        let mut held: Vec<Range<u64>> = Vec::new();
-        for id in self.ids() {
-            let node = self.node(id);
-            if let Some(parent) = node.parent() {
-                assert_ne!(
-                    self.node(parent).role(),
-                    Role::Leaf,
-                    "leaves have no children"
-                );
-            }
-            let children = self
-                .ids()
-                .filter(|child| self.node(*child).parent() == Some(id));
-            assert_eq!(
-                children.count(),
-                node.nr_children(),
-                "children and parents agree"
-            );
-            if let Role::Layer { handles } = node.role() {
-                assert!(
-                    handles + node.nr_children() > 0,
-                    "{id:?} is needed by nobody"
-                );
-                assert!(
-                    handles > 0 || node.nr_children() != 1,
-                    "{id:?} ought to have collapsed"
-                );
-                let private = node.list.iter().any(|(_, slot)| match slot {
-                    SlotRef::Page(frame) => is_private(frame),
-                    _ => false,
-                });
-                assert!(!private, "{id:?}, a layer, holds private pages");
-            }
-            held.extend(self.file_runs_of(id));
-        }
-        held.sort_unstable_by_key(|run| run.start);
-        for pair in held.windows(2) {
-            assert!(
-                pair[0].end <= pair[1].start,
-                "frames {pair:?} have two owners"
-            );
-        }
     }
 }

@@ -40,8 +40,10 @@ pub(crate) struct WindowPlan {
 
 impl WindowPlan {
     /// The plan for `view`, with at most `budget` mappings. `root` are the
-    /// file pages of root RAM: there, and only there, a file page between two
-    /// visible ones that nobody holds is known to read zero for ever.
+    /// file pages that [read zero for ever] once nobody holds them: there, and
+    /// only there, what lies between two visible runs may be mapped with them.
+    ///
+    /// [read zero for ever]: crate::frame::Arena::zero_for_ever
     pub(crate) fn new(view: &[ViewRun], root: &Range<u64>, budget: usize) -> Self {
         let mut maps = Vec::new();
         for bridge in [BRIDGE_ALWAYS, u64::MAX] {

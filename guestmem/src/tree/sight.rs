@@ -14,6 +14,8 @@
 use std::collections::BTreeMap;
 use std::ops::{AddAssign, Range, SubAssign};
 
+use super::Reach;
+
 /// Viewers of one page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Count {
@@ -91,6 +93,24 @@ impl Sight {
         self.from.insert(pages.start, nobody);
     }
 
+    /// The same as the parent counts its pages: page 0 of those who look lies
+    /// at `reach`, and they see no more of the parent than it says.
+    pub(crate) fn lifted(mut self, reach: Reach, nr_parent_pages: u64) -> Self {
+        let seen = reach.seen();
+        if seen.start == 0 {
+            if seen.end < nr_parent_pages {
+                self.hide(seen.end..nr_parent_pages);
+            }
+            return self;
+        }
+        let mut lifted = Self::none();
+        for (pages, count) in self.pieces(0..seen.end - seen.start) {
+            lifted.from.insert(pages.start + seen.start, count);
+        }
+        lifted.from.insert(seen.end, Count::default());
+        lifted
+    }
+
     /// All who look at either.
     pub(crate) fn join(mut self, mut other: Self, nr_pages: u64) -> Self {
         if self.from.len() < other.from.len() {
@@ -136,6 +156,7 @@ impl Sight {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::NodeId;
 
     fn leaves(sight: &Sight, nr_pages: u64) -> Vec<i64> {
         let pieces = sight.pieces(0..nr_pages);
@@ -168,5 +189,19 @@ mod tests {
             let joined = if swap { b.join(a, 7) } else { a.join(b, 7) };
             assert_eq!(leaves(&joined, 7), [1, 0, 1, 1, 0, 1, 2]);
         }
+    }
+
+    #[test]
+    fn a_parent_counts_those_who_look_at_a_part_of_it_where_that_part_is() {
+        let looking = || {
+            let mut sight = Sight::none();
+            sight.add_everywhere(Count::LEAF);
+            sight.hide(1..2);
+            sight
+        };
+        let part = looking().lifted(Reach::new(NodeId(0), 2..5), 7);
+        assert_eq!(leaves(&part, 7), [0, 0, 1, 0, 1, 0, 0]);
+        let start = looking().lifted(Reach::new(NodeId(0), 0..3), 7);
+        assert_eq!(leaves(&start, 7), [1, 0, 1, 0, 0, 0, 0]);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pagelist::{FrameId, Run, RunKind, SlotRef};
 
-use super::{NodeId, Tree};
+use super::{NodeId, Reach, Tree};
 use crate::frame::file_frame;
 use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
@@ -53,6 +53,11 @@ impl From<Run> for ViewRun {
 }
 
 impl ViewRun {
+    /// The part of the run that lies within `pages`, which overlap it.
+    fn within(&self, pages: &Range<u64>) -> Self {
+        self.part(self.pages.start.max(pages.start)..self.pages.end.min(pages.end))
+    }
+
     /// The part of the run that `pages`, within it, show.
     pub(crate) fn part(&self, pages: Range<u64>) -> Self {
         let source = match self.source {
@@ -70,9 +75,30 @@ impl ViewRun {
 
 impl Tree {
     /// What a reader of `page` in node `from` gets. O(depth).
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn resolve(&self, from: NodeId, page: PageIdx) -> Seen {
-        for id in self.chain(from) {
-            let node = self.node(id);
+        self.resolve_from(Reach::new(from, 0..self.node(from).nr_pages()), page)
+    }
+
+    /// What a reader of `page` would get if `id` itself held nothing there.
+    /// O(log R) for R runs if the view of what lies below is known, as it is
+    /// after a fork; else O(depth).
+    pub(crate) fn below(&self, id: NodeId, page: PageIdx) -> Seen {
+        let Some(reach) = self.node(id).parent() else {
+            return Seen::Nothing;
+        };
+        match self.views.get(reach.node) {
+            Some(view) => reach
+                .page(page)
+                .map_or(Seen::Nothing, |page| seen_in(view, page)),
+            None => self.resolve_from(reach, page),
+        }
+    }
+
+    fn resolve_from(&self, reach: Reach, page: PageIdx) -> Seen {
+        for reach in self.upwards(reach) {
+            let Some(page) = reach.page(page) else { break };
+            let node = self.node(reach.node);
             match node.list.get(page.byte_offset()) {
                 SlotRef::Page(frame) => return Seen::Frame(frame),
                 SlotRef::Marker => return Seen::Zero,
@@ -86,30 +112,51 @@ impl Tree {
         Seen::Nothing
     }
 
-    /// What a reader of `page` would get if `id` itself held nothing there.
-    pub(crate) fn below(&self, id: NodeId, page: PageIdx) -> Seen {
-        match self.node(id).parent() {
-            Some(parent) => self.resolve(parent, page),
-            None => Seen::Nothing,
-        }
-    }
-
     /// All that node `from` sees, as maximal runs, ascending. O(R log R) for R
     /// runs in the chain, up to the first layer whose view is known.
     pub(crate) fn view(&self, from: NodeId) -> Vec<ViewRun> {
+        let all = 0..self.node(from).nr_pages();
+        self.runs_along(Reach::new(from, all.clone()), all)
+    }
+
+    /// What `pages` of `id` would show if it held nothing itself.
+    pub(super) fn runs_below(&self, id: NodeId, pages: Range<u64>) -> Vec<ViewRun> {
+        let parent = self.node(id).parent();
+        parent.map_or(Vec::new(), |reach| self.runs_along(reach, pages))
+    }
+
+    /// What a looker with this reach sees in those of its own pages.
+    fn runs_along(&self, reach: Reach, pages: Range<u64>) -> Vec<ViewRun> {
         let mut cover = Cover::default();
-        for id in self.chain(from) {
-            if let Some(known) = self.views.get(id) {
-                known.iter().for_each(|run| cover.put_under(run));
+        for reach in self.upwards(reach) {
+            let seen = reach.seen();
+            let start = (seen.start + pages.start).min(seen.end);
+            let within = start..(seen.start + pages.end).min(seen.end);
+            if within.is_empty() {
                 break;
             }
-            let node = self.node(id);
-            for run in node.list.runs_in(0..self.nr_pages()) {
-                cover.put_under(&run.into());
+            let mut put = |run: &ViewRun| {
+                let shown = run.within(&within);
+                cover.put_under(&ViewRun {
+                    pages: reach.shown_as(shown.pages),
+                    source: shown.source,
+                });
+            };
+            if let Some(known) = self.views.get(reach.node) {
+                let first = known.partition_point(|run| run.pages.end <= within.start);
+                let there = known[first..].iter();
+                there
+                    .take_while(|run| run.pages.start < within.end)
+                    .for_each(put);
+                break;
+            }
+            let node = self.node(reach.node);
+            for run in node.list.runs_in(within.clone()) {
+                put(&run.into());
             }
             if node.is_unread_layer() {
-                cover.put_under(&ViewRun {
-                    pages: 0..self.nr_pages(),
+                put(&ViewRun {
+                    pages: 0..node.nr_pages(),
                     source: Source::Frames(file_frame(0)),
                 });
             }
@@ -117,16 +164,38 @@ impl Tree {
         cover.into_runs()
     }
 
+    /// What a clone with this reach starts out seeing.
+    pub(crate) fn view_through(&mut self, reach: Reach) -> Arc<[ViewRun]> {
+        let view = self.layer_view(reach.node);
+        if reach.is_all_of(self.node(reach.node).nr_pages()) {
+            return view;
+        }
+        let nr_pages = reach.seen().end - reach.seen().start;
+        self.runs_along(reach, 0..nr_pages).into()
+    }
+
     /// What `layer` sees, remembered for the next fork of it or of what will be
     /// frozen upon it: without that, forks would cost more with every
     /// generation.
-    pub(crate) fn layer_view(&mut self, layer: NodeId) -> Arc<[ViewRun]> {
+    fn layer_view(&mut self, layer: NodeId) -> Arc<[ViewRun]> {
         if let Some(known) = self.views.get(layer) {
             return Arc::clone(known);
         }
         let view: Arc<[ViewRun]> = self.view(layer).into();
         self.views.remember(layer, Arc::clone(&view));
         view
+    }
+}
+
+/// What `page` shows in `view`.
+fn seen_in(view: &[ViewRun], page: PageIdx) -> Seen {
+    let at = view.partition_point(|run| run.pages.end <= page.0);
+    match view.get(at) {
+        Some(run) if run.pages.start <= page.0 => match run.within(&(page.0..page.0 + 1)).source {
+            Source::Frames(frame) => Seen::Frame(frame),
+            Source::Zero => Seen::Zero,
+        },
+        _ => Seen::Nothing,
     }
 }
 

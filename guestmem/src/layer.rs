@@ -1,0 +1,110 @@
+//! Frozen RAM, to fork VMs from.
+
+use std::sync::Arc;
+
+use crate::clone_tree::{CloneTree, LayerClaim, LeafClaim};
+use crate::error::MemoryError;
+use crate::frame::{Arena, file_frame};
+use crate::layout::{PageIdx, RamLayout};
+use crate::ram::Ram;
+use crate::state::{Leaf, MAP_BUDGET, State};
+use crate::tree::{NodeId, Seen, WindowPlan};
+use crate::window::Window;
+
+/// Frozen RAM: a layer held by a snapshot. It never changes; RAM forked from
+/// it starts out as it is.
+#[derive(Debug)]
+pub struct Layer {
+    claim: LayerClaim,
+    layout: RamLayout,
+}
+
+impl Layer {
+    /// Takes hold of `layer`; `state` is the tree's, locked.
+    pub(crate) fn new(
+        tree: &Arc<CloneTree>,
+        state: &mut State,
+        layer: NodeId,
+        layout: RamLayout,
+    ) -> Self {
+        let claim = LayerClaim::new(tree, state, layer);
+        Self { claim, layout }
+    }
+
+    /// The clone tree this layer is part of.
+    pub fn tree(&self) -> &Arc<CloneTree> {
+        &self.claim.tree
+    }
+
+    /// How the RAM was laid out that was frozen.
+    pub fn layout(&self) -> RamLayout {
+        self.layout
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        self.claim.layer
+    }
+
+    /// New RAM that shares all of this layer.
+    ///
+    /// # Errors
+    /// If the host has no address space or mappings for its window, or no
+    /// memory for pages that have to be copied because the layer is made of
+    /// more runs than a window may have mappings.
+    pub fn fork(&self) -> Result<Ram, MemoryError> {
+        self.clone_part(PageIdx(0), self.layout)
+    }
+
+    /// New memory of another size that shares what this layer has from page
+    /// `first` on, as far as both reach. What lies beyond reads zero.
+    ///
+    /// ```
+    /// use guestmem::{Backing, PageIdx, Ram, RamLayout};
+    /// use vm_memory::{Bytes, GuestAddress};
+    ///
+    /// let mut ram = Ram::new(RamLayout::new(16 << 20)?, Backing::Anon)?;
+    /// ram.guest_ram().write_obj(42u64, GuestAddress(8 << 20))?;
+    /// let layer = ram.freeze_in_place()?;
+    ///
+    /// let upper = layer.clone_part(PageIdx(2048), RamLayout::new(32 << 20)?)?;
+    /// assert_eq!(upper.guest_ram().read_obj::<u64>(GuestAddress(0))?, 42);
+    /// assert_eq!(upper.guest_ram().read_obj::<u64>(GuestAddress(24 << 20))?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`fork`](Self::fork), or if the clone is larger than a tree can
+    /// number.
+    pub fn clone_part(&self, first: PageIdx, layout: RamLayout) -> Result<Ram, MemoryError> {
+        let tree = &self.claim.tree;
+        let mut state = tree.lock();
+        let state = &mut *state;
+        let nr_pages = layout.nr_pages();
+        Arena::can_number(nr_pages)?;
+        let end = first.0.saturating_add(nr_pages);
+        let reach = state.tree.part_of(self.claim.layer, first.0..end);
+        let view = state.tree.view_through(reach);
+        let plan = WindowPlan::new(&view, &state.arena.zero_for_ever(), MAP_BUDGET);
+        let window = Arc::new(Window::planned(&state.arena, nr_pages, &plan)?);
+        let mut at_leaf = Leaf::new(Arc::clone(&window));
+        for run in &plan.copies {
+            let (start, end) = (run.pages.start, run.pages.end);
+            for (page, file_page) in (start..end).map(PageIdx).zip(run.file_page..) {
+                at_leaf
+                    .copies
+                    .note(page, Seen::Frame(file_frame(file_page)))?;
+                window.page(page).copy_from(state.arena.page(file_page));
+            }
+        }
+        let leaf = state.tree.add_leaf(reach, nr_pages);
+        state.leaves.insert(leaf, at_leaf);
+        Ok(Ram {
+            layout,
+            window,
+            claim: Arc::new(LeafClaim {
+                tree: Arc::clone(tree),
+                leaf,
+            }),
+        })
+    }
+}
