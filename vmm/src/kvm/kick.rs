@@ -11,14 +11,15 @@
 #![expect(unsafe_code)]
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
-use std::sync::Once;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::SIGRTMIN;
 
 /// The page of `kvm_run` that holds `immediate_exit`.
 const LEN: usize = 4096;
@@ -60,10 +61,19 @@ impl Kick {
         })
     }
 
-    /// Says that the calling thread runs this vCPU from now on.
+    /// Says that the calling thread runs this vCPU from now on. The thread may
+    /// be anybody's, so the signal is let through to it.
     pub(crate) fn adopt(&self) {
-        // SAFETY: takes no arguments and cannot fail.
-        let thread = unsafe { libc::gettid() };
+        // SAFETY: (1) the set is initialised by `sigemptyset` before it is
+        // used; (2) a mask that lets one more signal through changes nothing
+        // else; (3) `gettid` cannot fail.
+        let thread = unsafe {
+            let mut set = MaybeUninit::uninit();
+            libc::sigemptyset(set.as_mut_ptr());
+            libc::sigaddset(set.as_mut_ptr(), SIGRTMIN());
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut());
+            libc::gettid()
+        };
         self.thread.store(thread, Ordering::SeqCst);
     }
 
@@ -112,11 +122,24 @@ impl Drop for Kick {
     }
 }
 
-/// Makes SIGRTMIN interrupt system calls and do nothing else.
+/// Makes SIGRTMIN interrupt KVM_RUN and do nothing else: other system calls of
+/// a thread that it reaches too late are restarted.
 fn install_handler() -> io::Result<()> {
-    extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    static ONCE: Once = Once::new();
-    let mut result = Ok(());
-    ONCE.call_once(|| result = register_signal_handler(SIGRTMIN(), interrupt));
-    result.map_err(io::Error::from)
+    extern "C" fn interrupt(_: libc::c_int) {}
+    static RESULT: OnceLock<Option<i32>> = OnceLock::new();
+    let failed = RESULT.get_or_init(|| {
+        // SAFETY: (1) all zeroes is a valid `sigaction`; (2) the handler does
+        // nothing, so it may run at any point of any thread.
+        let refused = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = interrupt as extern "C" fn(libc::c_int) as usize;
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigaction(SIGRTMIN(), &raw const action, std::ptr::null_mut()) != 0
+        };
+        refused.then(|| io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    });
+    match failed {
+        Some(code) => Err(io::Error::from_raw_os_error(*code)),
+        None => Ok(()),
+    }
 }

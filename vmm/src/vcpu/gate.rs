@@ -133,6 +133,22 @@ impl Gate {
         }
     }
 
+    /// The same for a thread that has other things to do once the machine is
+    /// stopped; `None` then.
+    pub(crate) fn take_unless_stopped(&self, index: usize) -> Option<Vcpu> {
+        let mut state = self.lock();
+        while !state.is_stopped() {
+            if state.want == Want::Run
+                && let Some(vcpu) = state.vcpus[index].take()
+            {
+                state.out += 1;
+                return Some(vcpu);
+            }
+            state = self.wait_on(state);
+        }
+        None
+    }
+
     /// A vCPU thread brings its vCPU back; an event stops all the others too.
     pub(crate) fn park(&self, index: usize, vcpu: Vcpu, event: Option<Event>) {
         let mut state = self.lock();
@@ -221,7 +237,7 @@ impl Gate {
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<Event> {
         let until = timeout.map(|timeout| Instant::now() + timeout);
         let mut state = self.lock();
-        while state.want == Want::Run || state.out > 0 || state.held {
+        while !state.is_stopped() {
             let left = match until {
                 Some(until) => until.checked_duration_since(Instant::now())?,
                 None => KICK_AGAIN.max(Duration::from_secs(3600)),
@@ -262,6 +278,11 @@ impl Gate {
 }
 
 impl GateState {
+    /// Whether the machine stands still, and not only for a moment.
+    fn is_stopped(&self) -> bool {
+        self.want != Want::Run && self.out == 0 && !self.held
+    }
+
     /// The parked vCPUs.
     pub(crate) fn vcpus(&self) -> impl Iterator<Item = &Vcpu> {
         self.vcpus.iter().flatten()

@@ -1,4 +1,5 @@
-//! A vCPU thread: from one stop to the next.
+//! Running a vCPU, from one stop to the next: on a thread of its own, or on
+//! the thread of whoever waits for the machine anyway.
 
 use std::io;
 use std::sync::Arc;
@@ -15,13 +16,25 @@ pub(crate) fn spawn(machine: &Arc<Machine>, index: usize) -> io::Result<JoinHand
     let machine = Arc::clone(machine);
     let name = format!("vm{}-vcpu{index}", machine.number());
     std::thread::Builder::new().name(name).spawn(move || {
-        while let Some(mut vcpu) = machine.gate.take(index) {
-            vcpu.kick.adopt();
-            let event = run(&mut vcpu, index, &machine);
-            vcpu.kick.disown();
-            machine.gate.park(index, vcpu, event);
+        while let Some(vcpu) = machine.gate.take(index) {
+            out_and_back(vcpu, index, &machine);
         }
     })
+}
+
+/// Runs vCPU `index` on the calling thread until the machine is stopped. Two
+/// threads need not be woken for that, which takes longer than many a guest.
+pub(crate) fn until_stopped(machine: &Machine, index: usize) {
+    while let Some(vcpu) = machine.gate.take_unless_stopped(index) {
+        out_and_back(vcpu, index, machine);
+    }
+}
+
+fn out_and_back(mut vcpu: Vcpu, index: usize, machine: &Machine) {
+    vcpu.kick.adopt();
+    let event = run(&mut vcpu, index, machine);
+    vcpu.kick.disown();
+    machine.gate.park(index, vcpu, event);
 }
 
 /// Runs `vcpu` until it is wanted out, or something stops the machine.
