@@ -7,6 +7,7 @@ use crate::error::MemoryError;
 use crate::frame::{Arena, file_frame};
 use crate::layout::{PageIdx, RamLayout};
 use crate::ram::Ram;
+use crate::ram_window::RamWindow;
 use crate::state::{Leaf, MAP_BUDGET, State};
 use crate::tree::{NodeId, Seen, WindowPlan};
 use crate::window::Window;
@@ -15,7 +16,7 @@ use crate::window::Window;
 /// it starts out as it is.
 #[derive(Debug)]
 pub struct Layer {
-    claim: LayerClaim,
+    claim: Arc<LayerClaim>,
     layout: RamLayout,
 }
 
@@ -27,7 +28,7 @@ impl Layer {
         layer: NodeId,
         layout: RamLayout,
     ) -> Self {
-        let claim = LayerClaim::new(tree, state, layer);
+        let claim = Arc::new(LayerClaim::new(tree, state, layer));
         Self { claim, layout }
     }
 
@@ -52,7 +53,17 @@ impl Layer {
     /// memory for pages that have to be copied because the layer is made of
     /// more runs than a window may have mappings.
     pub fn fork(&self) -> Result<Ram, MemoryError> {
-        self.clone_part(PageIdx(0), self.layout)
+        Ok(self.spare()?.into_ram())
+    }
+
+    /// The same made ahead: what takes time of a [fork](Self::fork) is done,
+    /// and it costs no frames and is nobody's RAM until it is
+    /// [used](SpareRam::into_ram).
+    ///
+    /// # Errors
+    /// As [`fork`](Self::fork).
+    pub fn spare(&self) -> Result<SpareRam, MemoryError> {
+        self.spare_part(PageIdx(0), self.layout)
     }
 
     /// New memory of another size that shares what this layer has from page
@@ -76,6 +87,10 @@ impl Layer {
     /// As [`fork`](Self::fork), or if the clone is larger than a tree can
     /// number.
     pub fn clone_part(&self, first: PageIdx, layout: RamLayout) -> Result<Ram, MemoryError> {
+        Ok(self.spare_part(first, layout)?.into_ram())
+    }
+
+    fn spare_part(&self, first: PageIdx, layout: RamLayout) -> Result<SpareRam, MemoryError> {
         let tree = &self.claim.tree;
         let mut state = tree.lock();
         let state = &mut *state;
@@ -96,15 +111,42 @@ impl Layer {
                 window.page(page).copy_from(state.arena.page(file_page));
             }
         }
-        let leaf = state.tree.add_leaf(reach, nr_pages);
+        let leaf = state.tree.add_spare(reach, nr_pages);
         state.leaves.insert(leaf, at_leaf);
-        Ok(Ram {
+        let ram = Ram {
             layout,
             window,
             claim: Arc::new(LeafClaim {
                 tree: Arc::clone(tree),
                 leaf,
             }),
+        };
+        Ok(SpareRam {
+            ram,
+            _layer: Arc::clone(&self.claim),
         })
+    }
+}
+
+/// RAM that is ready and that no VM uses yet. Its window can be bound as
+/// memslots already; it must not be written to.
+#[derive(Debug)]
+pub struct SpareRam {
+    ram: Ram,
+    /// What it shows counts as seen by this snapshot only.
+    _layer: Arc<LayerClaim>,
+}
+
+impl SpareRam {
+    /// The window, to be bound as KVM memslots.
+    pub fn window(&self) -> RamWindow {
+        self.ram.window()
+    }
+
+    /// Makes it the RAM of a VM. O(1).
+    pub fn into_ram(self) -> Ram {
+        let claim = &self.ram.claim;
+        claim.tree.lock().tree.use_spare(claim.leaf);
+        self.ram
     }
 }

@@ -60,7 +60,7 @@ mod zeros;
 pub use clone_tree::CloneTree;
 pub use error::MemoryError;
 pub use guest_ram::{GuestRam, WindowRegion};
-pub use layer::Layer;
+pub use layer::{Layer, SpareRam};
 pub use layout::{
     Gpa, HOLE_END, HOLE_START, LayoutError, MAX_RAM_BYTES, PAGE_SIZE, PageIdx, RamLayout, RamRegion,
 };

@@ -98,8 +98,8 @@ pub(crate) fn shows(arena: &Arena, page: Page<'_>, seen: Seen) -> bool {
 pub(crate) fn read_back_layers(state: &mut State, wanted: Reading) -> Result<(), MemoryError> {
     let behind = |id: &NodeId| {
         let node = state.tree.node(*id);
-        let root_leaf = node.role() == Role::Leaf && node.reading() == Reading::Unread;
-        node.reading() > wanted && !root_leaf
+        let is_layer = matches!(node.role(), Role::Layer { .. });
+        node.reading() > wanted && (is_layer || node.reading() != Reading::Unread)
     };
     let lagging: Vec<_> = state.tree.ids().filter(behind).collect();
     if !lagging.is_empty() {

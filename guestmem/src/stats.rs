@@ -10,6 +10,8 @@ use crate::tree::{Attribution, NodeId, Role, Viewers};
 pub struct TreeStats {
     /// VMs: visible leaves.
     pub leaves: u64,
+    /// Windows made ahead for VMs to come.
+    pub spares: u64,
     /// Layers: hidden nodes.
     pub layers: u64,
     /// Frames in the tree's file that some list holds.
@@ -51,6 +53,7 @@ impl TreeStats {
             stats.list_bytes += node.list.heap_allocation_bytes() as u64;
             match node.role() {
                 Role::Leaf => stats.leaves += 1,
+                Role::Spare => stats.spares += 1,
                 Role::Layer { .. } => stats.layers += 1,
             }
         }

@@ -34,6 +34,7 @@ mod error;
 mod event;
 mod kvm;
 mod machine;
+mod pool;
 mod snapshot;
 mod vcpu;
 mod vm;

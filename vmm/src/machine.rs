@@ -191,4 +191,17 @@ impl MachineState {
         }
         Ok(())
     }
+
+    /// Sets what has moved on since [`restore`](Self::restore): time.
+    pub(crate) fn restart_clocks<'a>(
+        &self,
+        shell: &Shell,
+        vcpus: impl Iterator<Item = &'a Vcpu>,
+    ) -> Result<(), VmError> {
+        shell.set_clock(&self.clock)?;
+        for (index, (state, vcpu)) in self.vcpus.iter().zip(vcpus).enumerate() {
+            state.restart_clocks(&vcpu.fd, index)?;
+        }
+        Ok(())
+    }
 }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use guestmem::{Layer, Ram};
 
+use crate::background;
 use crate::devices::{Console, ConsoleMode, Devices};
 use crate::error::VmError;
 use crate::kvm::shell::{Shell, Vcpu};
 use crate::machine::{Family, Machine, MachineState};
+use crate::pool::{Pool, Warm};
 use crate::vm::Vm;
 
 /// What a VM was at one instant: its memory as a frozen layer, vCPUs and
@@ -15,6 +17,13 @@ use crate::vm::Vm;
 /// times; it holds the layer until it is dropped.
 #[derive(Debug)]
 pub struct Snapshot {
+    pool: Arc<Pool>,
+    point: Arc<Point>,
+}
+
+/// A snapshot, as whoever makes forks ahead shares it.
+#[derive(Debug)]
+pub(crate) struct Point {
     pub(crate) family: Arc<Family>,
     pub(crate) layer: Layer,
     pub(crate) state: MachineState,
@@ -29,11 +38,45 @@ impl Snapshot {
         console: ConsoleMode,
     ) -> Self {
         Self {
-            family,
-            layer,
-            state,
-            console,
+            pool: Arc::default(),
+            point: Arc::new(Point {
+                family,
+                layer,
+                state,
+                console,
+            }),
         }
+    }
+
+    pub(crate) fn point(&self) -> &Point {
+        &self.point
+    }
+
+    /// Keeps `count` forks of this snapshot ready: taking one is then a matter
+    /// of microseconds, at any depth and size. They are made in the background,
+    /// each time one has been taken. None is kept at first.
+    ///
+    /// One that is ready costs no frames, but what KVM needs for a VM (some
+    /// hundred KiB, and 2.5 KiB a MiB of RAM).
+    pub fn keep_warm(&self, count: usize) {
+        self.pool.keep(count);
+        self.refill();
+    }
+
+    /// How many forks are ready to be taken.
+    pub fn warm(&self) -> usize {
+        self.pool.ready()
+    }
+
+    /// Waits until as many forks are ready as [`keep_warm`](Self::keep_warm)
+    /// asked for.
+    ///
+    /// # Errors
+    /// If one of them could not be made: the host lacks memory, or will not
+    /// make a VM.
+    pub fn wait_warm(&self) -> Result<(), VmError> {
+        self.refill();
+        self.pool.wait_full()
     }
 
     /// A new VM that is what the snapshot's was. It is paused; its generation
@@ -44,29 +87,58 @@ impl Snapshot {
     /// If the host lacks memory or will not make a VM.
     pub fn fork(&self) -> Result<Vm, VmError> {
         let (ram, shell, vcpus) = self.embody()?;
-        let number = self.family.next_number();
-        let console = Arc::new(Console::new(self.console));
-        let generation = self.family.next_generation();
+        let Point {
+            family,
+            state,
+            console,
+            ..
+        } = &*self.point;
+        let number = family.next_number();
+        let console = Arc::new(Console::new(*console));
+        let generation = family.next_generation();
         let mut devices = Devices::new(vcpus.len(), generation, Arc::clone(&console));
-        devices.restore(&self.state.devices);
+        devices.restore(&state.devices);
         devices.control.set_generation(generation);
         devices.control.answer_fork(Some(number));
-        let machine = Machine::new(
-            Arc::clone(&self.family),
-            number,
-            vcpus,
-            devices,
-            ram,
-            console,
-        );
+        let machine = Machine::new(Arc::clone(family), number, vcpus, devices, ram, console);
         Ok(Vm::new(machine, shell))
     }
 
     /// Memory, a shell around it, and vCPUs as they were.
     pub(crate) fn embody(&self) -> Result<(Ram, Shell, Vec<Vcpu>), VmError> {
-        let ram = self.layer.fork()?;
+        let Some(warm) = self.pool.take() else {
+            let Warm { vcpus, shell, ram } = self.point.make()?;
+            return Ok((ram.into_ram(), shell, vcpus));
+        };
+        self.refill();
+        let Warm { vcpus, shell, ram } = warm;
+        self.point.state.restart_clocks(&shell, vcpus.iter())?;
+        Ok((ram.into_ram(), shell, vcpus))
+    }
+
+    /// Has forks made as long as there are too few.
+    fn refill(&self) {
+        if !self.pool.lacks() {
+            return;
+        }
+        let pool = Arc::clone(&self.pool);
+        let point = Arc::downgrade(&self.point);
+        background::ahead(move || while pool.fill(|| Some(point.upgrade()?.make())) {});
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        self.pool.close();
+    }
+}
+
+impl Point {
+    /// All of a fork that does not depend on when it is taken.
+    fn make(&self) -> Result<Warm, VmError> {
+        let ram = self.layer.spare()?;
         let (shell, vcpus) = self.family.shell(ram.window())?;
         self.state.restore(&shell, vcpus.iter())?;
-        Ok((ram, shell, vcpus))
+        Ok(Warm { vcpus, shell, ram })
     }
 }

@@ -146,7 +146,7 @@ impl Vm {
         let child = snapshot.fork()?;
         // If its guest had asked, this VM has been stopped since. It hears of
         // the child only now that there is one.
-        if snapshot.state.devices.control.wants_fork() {
+        if snapshot.point().state.devices.control.wants_fork() {
             let mut control = self.control();
             let mut gate = self.hold()?;
             self.machine.devices().control.answer_fork(Some(0));
@@ -201,15 +201,15 @@ impl Vm {
     /// [failed](Event::Failed), and may be reset again.
     pub fn reset(&self, snapshot: &Snapshot) -> Result<(), VmError> {
         let machine = &self.machine;
-        if !Arc::ptr_eq(&machine.family, &snapshot.family) {
+        if !Arc::ptr_eq(&machine.family, &snapshot.point().family) {
             return Err(VmError::ForeignSnapshot);
         }
         let mut control = self.control();
         let mut gate = self.pause_gate()?;
         let mut ram = machine.ram();
-        let restored = if ram.can_reset_to(&snapshot.layer) {
-            let copied_back = ram.reset(&snapshot.layer).map_err(VmError::from);
-            copied_back.and_then(|_| snapshot.state.restore(&control.shell, gate.vcpus()))
+        let restored = if ram.can_reset_to(&snapshot.point().layer) {
+            let copied_back = ram.reset(&snapshot.point().layer).map_err(VmError::from);
+            copied_back.and_then(|_| snapshot.point().state.restore(&control.shell, gate.vcpus()))
         } else {
             // Fails before anything has changed, or not at all.
             control.move_to(&mut gate, &mut ram, snapshot)?;
@@ -228,7 +228,7 @@ impl Vm {
             return Err(error);
         }
         let mut devices = machine.devices();
-        devices.restore(&snapshot.state.devices);
+        devices.restore(&snapshot.point().state.devices);
         devices
             .control
             .set_generation(machine.family.next_generation());

@@ -85,7 +85,7 @@ impl Viewers {
             let mut sight = sights.remove(&id).unwrap_or_else(Sight::none);
             match node.role() {
                 Role::Leaf => sight.add_everywhere(Count::LEAF),
-                Role::Layer { handles: 0 } => {}
+                Role::Spare | Role::Layer { handles: 0 } => {}
                 Role::Layer { .. } => sight.add_everywhere(Count::SNAPSHOT),
             }
             for run in node.list.runs_in(0..node.nr_pages()) {

@@ -37,7 +37,8 @@ impl Tree {
         );
         if let Some(reach) = node.parent() {
             let parent = self.node(reach.node);
-            assert_ne!(parent.role(), Role::Leaf, "leaves have no children");
+            let is_layer = matches!(parent.role(), Role::Layer { .. });
+            assert!(is_layer, "only layers have children");
             let seen = reach.seen();
             assert!(
                 seen.is_empty() || seen.end <= parent.nr_pages(),

@@ -307,7 +307,8 @@ impl World {
             let plan = WindowPlan::new(&view, &(0..PAGES), budget);
             self.check_window(&plan, budget, &eager);
         }
-        let leaf = self.tree.add_leaf(reach, nr_pages);
+        let leaf = self.tree.add_spare(reach, nr_pages);
+        self.tree.use_spare(leaf);
         self.vms.push((leaf, eager));
     }
 

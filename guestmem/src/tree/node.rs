@@ -15,6 +15,8 @@ pub(crate) struct NodeId(pub(super) u32);
 pub(crate) enum Role {
     /// The RAM of a VM; never has children.
     Leaf,
+    /// A leaf made ahead: nobody uses it yet, so it views nothing.
+    Spare,
     /// Immutable and shared; kept by its children and by this many handles.
     Layer {
         /// Snapshots that hold it.
@@ -141,7 +143,7 @@ impl Node {
     /// Whether pages without a slot may be committed in root RAM. (Of a live
     /// root the same is true, but whoever asks about one has settled it.)
     pub(super) fn is_unread_layer(&self) -> bool {
-        self.reading == Reading::Unread && self.role != Role::Leaf
+        self.reading == Reading::Unread && matches!(self.role, Role::Layer { .. })
     }
 
     pub(crate) fn nr_children(&self) -> usize {

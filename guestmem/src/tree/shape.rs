@@ -11,20 +11,27 @@ use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
 
 impl Tree {
-    /// Adds a leaf of `nr_pages` that sees what `reach` says. Where that is
-    /// nothing at all, it is the root of a tree of its own.
-    pub(crate) fn add_leaf(&mut self, mut reach: Reach, nr_pages: u64) -> NodeId {
+    /// Adds a spare leaf of `nr_pages` that sees what `reach` says. Where that
+    /// is nothing at all, it is the root of a tree of its own.
+    pub(crate) fn add_spare(&mut self, mut reach: Reach, nr_pages: u64) -> NodeId {
         reach.shorten(nr_pages);
         if reach.seen().is_empty() {
-            return self.insert(None, nr_pages, Role::Leaf);
+            return self.insert(None, nr_pages, Role::Spare);
         }
         let reach = self.highest(reach);
-        let leaf = self.insert(Some(reach), nr_pages, Role::Leaf);
+        let leaf = self.insert(Some(reach), nr_pages, Role::Spare);
         let skew = self.node(reach.node).list.skew();
         let list = &mut self.node_mut(leaf).list;
         list.initialize_skew(skew, reach.seen().start * PAGE_SIZE)
             .expect("a fresh list, at a whole page");
         leaf
+    }
+
+    /// A VM uses `spare` from now on.
+    pub(crate) fn use_spare(&mut self, spare: NodeId) {
+        let role = &mut self.node_mut(spare).role;
+        debug_assert_eq!(*role, Role::Spare);
+        *role = Role::Leaf;
     }
 
     /// What there is of `pages` in `layer`, seen from the first of them on.
@@ -121,7 +128,7 @@ impl Tree {
     pub(crate) fn retain(&mut self, layer: NodeId) {
         match &mut self.node_mut(layer).role {
             Role::Layer { handles } => *handles += 1,
-            Role::Leaf => unreachable!("only layers are held"),
+            Role::Leaf | Role::Spare => unreachable!("only layers are held"),
         }
     }
 
@@ -129,14 +136,14 @@ impl Tree {
     pub(crate) fn release(&mut self, layer: NodeId, freed: &mut FrameSet) {
         match &mut self.node_mut(layer).role {
             Role::Layer { handles } => *handles -= 1,
-            Role::Leaf => unreachable!("only layers are held"),
+            Role::Leaf | Role::Spare => unreachable!("only layers are held"),
         }
         self.prune(layer, freed);
     }
 
     /// Takes `leaf` out, with what only it could see.
     pub(crate) fn remove_leaf(&mut self, leaf: NodeId, freed: &mut FrameSet) {
-        debug_assert_eq!(self.node(leaf).role, Role::Leaf);
+        debug_assert!(!matches!(self.node(leaf).role, Role::Layer { .. }));
         if let Some(parent) = self.remove(leaf, freed) {
             self.prune(parent, freed);
         }

@@ -11,7 +11,7 @@ const TOLERATED: [u32; 3] = [
     0x4b56_4d08, // MSR_KVM_MIGRATION_CONTROL: needs encrypted guests
 ];
 
-const MSR_TSC_DEADLINE: u32 = 0x6e0;
+pub(crate) const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 /// The MSRs that make up a vCPU's state on this host.
 #[derive(Debug)]

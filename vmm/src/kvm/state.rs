@@ -19,7 +19,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::boot::VcpuEntry;
 use crate::kvm::host::Host;
-use crate::kvm::msrs::{MsrPlan, entries};
+use crate::kvm::msrs::{MSR_TSC_DEADLINE, MsrPlan, entries};
 
 /// Why a vCPU's state could not be read or set.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +104,36 @@ impl VcpuState {
         vcpu.set_mp_state(self.mp_state)
             .map_err(failed("set the run state"))
     }
+
+    /// Sets again what has moved on since [`restore`](Self::restore): the time
+    /// stamp counter, and a timer that was running.
+    pub(crate) fn restart_clocks(&self, vcpu: &VcpuFd, index: usize) -> Result<(), StateError> {
+        let of_time = |(index, _): &&(u32, u64)| *index == MSR_TSC;
+        let tsc = self.msrs.iter().filter(of_time).copied();
+        if self.timer_is_armed() {
+            // The whole APIC, because the timer may have fired into it.
+            vcpu.set_lapic(&self.lapic)
+                .map_err(failed("set the local APIC", index))?;
+            let deadline = |(index, _): &&(u32, u64)| *index == MSR_TSC_DEADLINE;
+            let deadline = self.msrs.iter().filter(deadline).copied();
+            return set_msrs(&tsc.chain(deadline).collect::<Vec<_>>(), vcpu, index);
+        }
+        set_msrs(&tsc.collect::<Vec<_>>(), vcpu, index)
+    }
+
+    /// Whether the local APIC's timer runs: it has a count or a deadline.
+    fn timer_is_armed(&self) -> bool {
+        let initial_count = &self.lapic.regs[TIMER_INITIAL_COUNT..TIMER_INITIAL_COUNT + 4];
+        let deadline = |(index, value): &(u32, u64)| *index == MSR_TSC_DEADLINE && *value != 0;
+        initial_count.iter().any(|byte| *byte != 0) || self.msrs.iter().any(deadline)
+    }
 }
+
+/// Offset of the initial-count register in the local APIC's page (Intel's
+/// manual, volume 3, 12.5.4).
+const TIMER_INITIAL_COUNT: usize = 0x380;
+
+const MSR_TSC: u32 = 0x10;
 
 impl std::fmt::Debug for VcpuState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
