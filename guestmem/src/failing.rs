@@ -25,12 +25,12 @@ fn until_it_works<T>(mut op: impl FnMut() -> Result<T, MemoryError>, mut check: 
 }
 
 fn freeze(ram: &mut Ram) -> Result<Layer, MemoryError> {
-    ram.prepare_freeze()?;
+    let mut prepared = ram.prepare_freeze()?;
     if ram.moves_when_frozen() {
         let staged = ram.stage()?;
         Ok(ram.freeze_root(staged).0)
     } else {
-        ram.freeze_in_place()
+        ram.freeze_in_place(&mut prepared)
     }
 }
 

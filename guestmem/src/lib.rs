@@ -64,7 +64,7 @@ pub use layer::{Layer, SpareRam};
 pub use layout::{
     Gpa, HOLE_END, HOLE_START, LayoutError, MAX_RAM_BYTES, PAGE_SIZE, PageIdx, RamLayout, RamRegion,
 };
-pub use ram::{Backing, Ram};
+pub use ram::{Backing, PreparedFreeze, Ram};
 pub use ram_window::RamWindow;
 pub use settle::Writers;
 pub use stats::{RamStats, TreeStats};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::clone_tree::{CloneTree, LeafClaim};
 use crate::error::MemoryError;
-use crate::freeze;
+use crate::freeze::{self, Prepared};
 use crate::guest_ram::{self, GuestRam};
 use crate::layer::Layer;
 use crate::layout::{Gpa, PageIdx, RamLayout};
@@ -13,7 +13,7 @@ use crate::settle::{self, Writers, settle_leaf};
 use crate::state::Leaf;
 use crate::stats::RamStats;
 use crate::sys::mapping::HugePages;
-use crate::tree::Reading;
+use crate::tree::{NodeId, Reading};
 use crate::window::{RetiredWindow, StagedWindow, Window, Writes};
 use crate::zeros::{self, ZeroCandidates};
 use crate::{reset, resize};
@@ -119,12 +119,23 @@ impl Ram {
     }
 
     /// Does what can be done of a freeze while the VM still runs, so that its
-    /// pause is short: layers are read back.
+    /// pause is short: lists are read back, and frames for the copies allocated.
     ///
     /// # Errors
-    /// As [`settle`](Self::settle).
-    pub fn prepare_freeze(&self) -> Result<(), MemoryError> {
-        settle::read_back_layers(&mut self.claim.tree.lock(), Reading::Listed)
+    /// As [`settle`](Self::settle), or if there is no memory for the copies.
+    pub fn prepare_freeze(&self) -> Result<PreparedFreeze, MemoryError> {
+        let tree = &self.claim.tree;
+        let mut state = tree.lock();
+        settle::read_back_layers(&mut state, Reading::Listed)?;
+        let prepared = match self.moves_when_frozen() {
+            true => Prepared::default(),
+            false => freeze::prepare(&mut state, tree.pagemap(), self.claim.leaf)?,
+        };
+        Ok(PreparedFreeze {
+            tree: Arc::clone(tree),
+            leaf: self.claim.leaf,
+            prepared,
+        })
     }
 
     /// Freezes root RAM by moving to `staged`: nothing is copied, and the cost
@@ -145,12 +156,17 @@ impl Ram {
     /// window.
     ///
     /// # Errors
-    /// If there is no memory for the copy. Nothing has changed then.
-    pub fn freeze_in_place(&mut self) -> Result<Layer, MemoryError> {
+    /// If there is no memory for what was not `prepared`, or that was for
+    /// another VM. Nothing has changed then.
+    pub fn freeze_in_place(&mut self, prepared: &mut PreparedFreeze) -> Result<Layer, MemoryError> {
         assert!(!self.moves_when_frozen(), "root RAM in a memfd moves");
         let tree = &self.claim.tree;
+        if !Arc::ptr_eq(tree, &prepared.tree) || self.claim.leaf != prepared.leaf {
+            return Err(MemoryError::ForeignLayer);
+        }
         let mut state = tree.lock();
-        let layer = freeze::copy_private(&mut state, tree.pagemap(), self.claim.leaf)?;
+        let prepared = &mut prepared.prepared;
+        let layer = freeze::copy_private(&mut state, tree.pagemap(), self.claim.leaf, prepared)?;
         Ok(Layer::new(tree, &mut state, layer, self.layout))
     }
 
@@ -263,5 +279,22 @@ impl Ram {
         let mut state = tree.lock();
         state.settle_all(tree.pagemap())?;
         Ok(RamStats::collect(&state, self.claim.leaf))
+    }
+}
+
+/// What has been done of a freeze to come. Frames that were allocated for it
+/// and not needed are given back when this is dropped, which may take a while:
+/// not in the pause.
+#[derive(Debug)]
+pub struct PreparedFreeze {
+    tree: Arc<CloneTree>,
+    leaf: NodeId,
+    prepared: Prepared,
+}
+
+impl Drop for PreparedFreeze {
+    fn drop(&mut self) {
+        let arena = &mut self.tree.lock().arena;
+        arena.unstock(&mut self.prepared.stock);
     }
 }

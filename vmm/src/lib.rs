@@ -29,6 +29,7 @@
 mod background;
 mod boot;
 mod builder;
+mod control;
 mod devices;
 mod error;
 mod event;

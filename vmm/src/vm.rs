@@ -1,16 +1,15 @@
 //! The handle on one machine.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use guestmem::{CloneTree, GuestRam, Ram, RamStats, TreeStats, Writers};
+use guestmem::{CloneTree, GuestRam, RamStats, TreeStats, Writers};
 
-use crate::background::{self, Retired};
+use crate::control::{Ahead, Control};
 use crate::error::VmError;
 use crate::event::{Event, Fault, FaultKind};
 use crate::kvm::shell::Shell;
-use crate::machine::{Machine, MachineState};
+use crate::machine::Machine;
 use crate::snapshot::Snapshot;
 use crate::vcpu::gate::{GateState, Held};
 use crate::vcpu::run;
@@ -35,15 +34,6 @@ pub struct Vm {
     machine: Arc<Machine>,
 }
 
-/// What only the owner's calls use, one at a time.
-#[derive(Debug)]
-struct Control {
-    shell: Shell,
-    /// One a vCPU, started when first needed.
-    threads: Vec<Option<JoinHandle<()>>>,
-    retired: Vec<Retired>,
-}
-
 /// What came of a look for zero pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZeroScan {
@@ -64,13 +54,8 @@ pub struct VmStats {
 
 impl Vm {
     pub(crate) fn new(machine: Arc<Machine>, shell: Shell) -> Self {
-        let control = Control {
-            shell,
-            threads: Vec::new(),
-            retired: Vec::new(),
-        };
         Self {
-            control: Mutex::new(control),
+            control: Mutex::new(Control::new(shell)),
             machine,
         }
     }
@@ -170,22 +155,13 @@ impl Vm {
     /// As [`fork`](Self::fork).
     pub fn snapshot(&self) -> Result<Snapshot, VmError> {
         let mut control = self.control();
-        let machine = &*self.machine;
         // All that takes long or may fail comes first, while the VM runs.
-        let ahead = {
-            let ram = machine.ram();
-            ram.prepare_freeze()?;
-            match ram.moves_when_frozen() {
-                true => {
-                    let staged = ram.stage()?;
-                    let window = ram.staged_window(&staged);
-                    Some((staged, machine.family.shell(window)?))
-                }
-                false => None,
-            }
-        };
-        let mut gate = self.hold()?;
-        control.freeze_held(machine, &mut gate, ahead)
+        let mut ahead = Ahead::prepare(&self.machine)?;
+        let mut held = self.hold()?;
+        let frozen = control.freeze(&self.machine, &mut held, &mut ahead);
+        // It goes on before what was not needed is taken down.
+        drop(held);
+        frozen
     }
 
     /// Makes this VM what it was when `snapshot` was taken of it or of one it
@@ -209,7 +185,7 @@ impl Vm {
         let mut ram = machine.ram();
         let restored = if ram.can_reset_to(&snapshot.point().layer) {
             let copied_back = ram.reset(&snapshot.point().layer).map_err(VmError::from);
-            copied_back.and_then(|_| snapshot.point().state.restore(&control.shell, gate.vcpus()))
+            copied_back.and_then(|_| control.restore(&gate, &snapshot.point().state))
         } else {
             // Fails before anything has changed, or not at all.
             control.move_to(&mut gate, &mut ram, snapshot)?;
@@ -358,65 +334,6 @@ impl Vm {
     }
 }
 
-type Ahead = (
-    guestmem::StagedWindow,
-    (Shell, Vec<crate::kvm::shell::Vcpu>),
-);
-
-impl Control {
-    /// The part of a freeze that happens under the pause.
-    fn freeze_held(
-        &mut self,
-        machine: &Machine,
-        gate: &mut GateState,
-        ahead: Option<Ahead>,
-    ) -> Result<Snapshot, VmError> {
-        if let Some(event) = gate.final_event() {
-            return Err(VmError::Ended(event.clone()));
-        }
-        let state = MachineState::save(machine, &self.shell, gate.vcpus())?;
-        let mut ram = machine.ram();
-        let layer = match ahead {
-            Some((staged, (shell, vcpus))) => {
-                state.restore(&shell, vcpus.iter())?;
-                // Nothing fails from here on.
-                let (layer, window) = ram.freeze_root(staged);
-                let old_vcpus = gate.replace(vcpus);
-                let old_shell = std::mem::replace(&mut self.shell, shell);
-                self.retire((old_vcpus, old_shell, window));
-                layer
-            }
-            None => ram.freeze_in_place()?,
-        };
-        Ok(Snapshot::new(
-            Arc::clone(&machine.family),
-            layer,
-            state,
-            machine.console.mode(),
-        ))
-    }
-
-    /// Moves the machine to fresh memory and a fresh shell, made of `snapshot`.
-    fn move_to(
-        &mut self,
-        gate: &mut GateState,
-        ram: &mut Ram,
-        snapshot: &Snapshot,
-    ) -> Result<(), VmError> {
-        let (new_ram, shell, vcpus) = snapshot.embody()?;
-        let old_vcpus = gate.replace(vcpus);
-        let old_shell = std::mem::replace(&mut self.shell, shell);
-        let old_ram = std::mem::replace(ram, new_ram);
-        self.retire((old_vcpus, old_shell, old_ram));
-        Ok(())
-    }
-
-    fn retire(&mut self, remains: impl Send + 'static) {
-        self.retired.retain(|retired| !retired.is_done());
-        self.retired.push(background::retire(remains));
-    }
-}
-
 impl Drop for Vm {
     fn drop(&mut self) {
         self.machine.gate.quit();
@@ -428,9 +345,6 @@ impl Drop for Vm {
             // A vCPU thread that panicked has said so on stderr.
             let _ = thread.join();
         }
-        // What it had before counts as its own until it is gone.
-        for retired in control.retired.drain(..) {
-            retired.wait();
-        }
+        control.wait_retired();
     }
 }

@@ -4,10 +4,10 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{FIRST_PRIVATE, FrameNumbers, FrameSet};
+use super::{FIRST_PRIVATE, FrameNumbers, FrameSet, Stock};
 use crate::error::MemoryError;
 use crate::layout::PAGE_SIZE;
-use crate::sys::mapping::View;
+use crate::sys::mapping::{HugePages, Mapping, Sharing, View};
 use crate::sys::memfd::Memfd;
 use crate::sys::page::Page;
 
@@ -23,6 +23,8 @@ pub(crate) struct Arena {
     numbers: FrameNumbers,
     /// Pages that nobody sees and that could not be given back yet.
     refused: Vec<Range<u64>>,
+    /// Committed pages that are in stock: no list holds them yet.
+    in_stock: u64,
     view: View,
     file: Memfd,
 }
@@ -40,6 +42,7 @@ impl Arena {
         Ok(Self {
             numbers: FrameNumbers::new(root_pages, nr_pages),
             refused: Vec::new(),
+            in_stock: 0,
             view,
             file,
         })
@@ -82,17 +85,70 @@ impl Arena {
         self.view.page(file_page * PAGE_SIZE)
     }
 
+    /// Allocates `count` frames ahead. Out of host memory is an error here,
+    /// where a store through a mapping would be a SIGBUS.
+    pub(crate) fn stock_up(&mut self, count: u64) -> Result<Stock, MemoryError> {
+        if count == 0 {
+            return Ok(Stock::default());
+        }
+        let pages = self.take(count)?;
+        let mapped = self.file.allocate(pages.clone()).and_then(|()| {
+            let window = Mapping::anonymous(count, HugePages::Never)?;
+            let offset = pages.start * PAGE_SIZE;
+            window.map_file(0..count, self.file.as_fd(), offset, Sharing::Shared)?;
+            window.populate()?;
+            Ok(window)
+        });
+        match mapped {
+            Ok(window) => {
+                self.in_stock += count;
+                Ok(Stock::new(pages, window))
+            }
+            Err(source) => {
+                self.free_run(pages);
+                Err(MemoryError::os("allocate frames ahead", count, source))
+            }
+        }
+    }
+
+    /// Gives back what is left of a stock.
+    pub(crate) fn unstock(&mut self, stock: &mut Stock) {
+        let rest = stock.take_rest();
+        self.in_stock -= rest.end - rest.start;
+        if !rest.is_empty() {
+            self.free_run(rest);
+        }
+    }
+
+    /// Copies `sources` into frames, packed in order: first into the stock,
+    /// the rest into new ones. Returns their file pages. On an error nothing
+    /// has changed.
+    pub(crate) fn store_in(
+        &mut self,
+        stock: &mut Stock,
+        sources: &[Page<'_>],
+    ) -> Result<impl Iterator<Item = u64> + Clone + use<>, MemoryError> {
+        let fitting = sources.len().min(stock.nr_left() as usize);
+        let (first, rest) = sources.split_at(fitting);
+        let rest = self.store(rest)?;
+        let first = stock.fill(first);
+        self.in_stock -= fitting as u64;
+        Ok(first.chain(rest))
+    }
+
+    fn take(&mut self, count: u64) -> Result<Range<u64>, MemoryError> {
+        let pages = self.numbers.take(count);
+        pages.ok_or(MemoryError::OutOfFrames { wanted: count })
+    }
+
     /// Copies `sources` into new frames, packed in order, and returns their
     /// file pages. On an error nothing has changed.
-    pub(crate) fn store(&mut self, sources: &[Page<'_>]) -> Result<Range<u64>, MemoryError> {
+    fn store(&mut self, sources: &[Page<'_>]) -> Result<Range<u64>, MemoryError> {
         let count = sources.len() as u64;
         if count == 0 {
             return Ok(0..0);
         }
-        let pages = self
-            .numbers
-            .take(count)
-            .ok_or(MemoryError::OutOfFrames { wanted: count })?;
+        let pages = self.take(count)?;
         match self.file.write_pages(pages.start, sources) {
             Ok(()) => Ok(pages),
             Err(source) => {
@@ -128,10 +184,11 @@ impl Arena {
         }
     }
 
-    /// Pages the kernel says the file has.
+    /// Pages the kernel says the file has, those in stock aside.
     pub(crate) fn committed_pages(&self) -> Result<u64, MemoryError> {
         let stat = |source| MemoryError::os("count committed pages", 0, source);
-        self.file.committed_pages().map_err(stat)
+        let committed = self.file.committed_pages().map_err(stat)?;
+        Ok(committed.saturating_sub(self.in_stock))
     }
 
     /// The committed stretches of root RAM.

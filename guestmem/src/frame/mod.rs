@@ -20,8 +20,10 @@
 
 mod arena;
 mod numbers;
+mod stock;
 
 pub(crate) use arena::Arena;
 pub(crate) use numbers::{
     FIRST_PRIVATE, FrameHome, FrameNumbers, FrameSet, file_frame, home, is_private, private_frame,
 };
+pub(crate) use stock::Stock;

@@ -210,6 +210,12 @@ impl Mapping {
         self.advise(pages, Advice::LinuxDontNeed)
     }
 
+    /// Makes every page of it writable without a fault.
+    pub(crate) fn populate(&self) -> io::Result<()> {
+        fault::injected()?;
+        self.advise(0..self.nr_pages, Advice::LinuxPopulateWrite)
+    }
+
     fn advise(&self, pages: Range<u64>, advice: Advice) -> io::Result<()> {
         let (start, len) = self.span(pages);
         // SAFETY: the range is ours; none of the advice used makes it

@@ -75,6 +75,17 @@ impl Memfd {
         )?)
     }
 
+    /// Allocates the frames of `pages` (`ENOSPC`, `ENOMEM` if there are none).
+    pub(crate) fn allocate(&self, pages: Range<u64>) -> io::Result<()> {
+        fault::injected()?;
+        Ok(fallocate(
+            &self.fd,
+            FallocateFlags::KEEP_SIZE,
+            pages.start * PAGE_SIZE,
+            (pages.end - pages.start) * PAGE_SIZE,
+        )?)
+    }
+
     /// Writes the pages at `sources`, in order, to consecutive pages from
     /// `first` on. Out of host memory is an error here (`ENOSPC`, `ENOMEM`),
     /// where a store through a mapping would be a SIGBUS.

@@ -211,20 +211,29 @@ impl Tree {
     }
 
     /// What freezing `leaf` has to do, as `look` finds the pages: it is told
-    /// what lies below each.
+    /// what lies below each. Those in `data`, ascending, are copied unseen.
     pub(crate) fn plan_freeze(
         &self,
         leaf: NodeId,
+        data: &[PageIdx],
         mut look: impl FnMut(PageIdx, Seen) -> Content,
     ) -> FreezePlan {
         let mut plan = FreezePlan::default();
-        for page in self.private_pages(leaf) {
+        let known = data.iter().copied();
+        plan.copies
+            .extend(known.filter(|page| self.is_private_in(leaf, *page)));
+        let nr_known = plan.copies.len();
+        for page in without(self.private_pages(leaf), data) {
             let below = self.below(leaf, page);
             match look(page, below) {
                 Content::SameAsBelow => plan.same.push((page, below)),
                 Content::Zero => plan.zeroes.push(page),
                 Content::Data => plan.copies.push(page),
             }
+        }
+        if plan.copies.len() > nr_known {
+            // Neighbours in RAM are to be neighbours in the file.
+            plan.copies.sort_unstable();
         }
         plan
     }
@@ -235,7 +244,7 @@ impl Tree {
         &mut self,
         leaf: NodeId,
         plan: &FreezePlan,
-        stored: Range<u64>,
+        stored: impl Iterator<Item = u64>,
     ) -> NodeId {
         const HAS_A_SLOT: &str = "private pages have slots";
         let list = &mut self.node_mut(leaf).list;
@@ -292,4 +301,16 @@ impl Tree {
     pub(crate) fn layers_have_changed(&mut self) {
         self.views.forget_all();
     }
+}
+
+/// `pages` but for those in `out`; both ascending.
+pub(crate) fn without<'a>(
+    pages: impl Iterator<Item = PageIdx> + 'a,
+    out: &'a [PageIdx],
+) -> impl Iterator<Item = PageIdx> + 'a {
+    let mut out = out.iter().peekable();
+    pages.filter(move |page| {
+        while out.next_if(|next| *next < page).is_some() {}
+        out.peek() != Some(&page)
+    })
 }

@@ -19,7 +19,7 @@
 //!   page of an ancestor would show through otherwise.
 //!
 //! Whatever changes memory is decided here first, as a plain value
-//! (`FreezePlan`, [`ZeroPart`], [`WindowPlan`], a list of pages to copy
+//! ([`FreezePlan`], [`ZeroPart`], [`WindowPlan`], a list of pages to copy
 //! back); the caller carries it out and then says so. Frames that nobody can
 //! see any more are handed to the caller in a [`FrameSet`]; giving them back
 //! to the host is its business. So all of it is tested without memory
@@ -42,7 +42,7 @@ mod view;
 
 pub use account::Attribution;
 pub(crate) use account::Viewers;
-pub(crate) use content::{Content, ZeroPart};
+pub(crate) use content::{Content, FreezePlan, ZeroPart, without};
 pub(crate) use node::{Node, NodeId, Reach, Reading, Role};
 pub(crate) use plan::{MapRun, WindowPlan};
 use view::KnownViews;

@@ -318,12 +318,16 @@ impl World {
             self.root = None;
             return self.tree.freeze(leaf);
         }
-        let plan = self.tree.plan_freeze(leaf, |page, below| {
+        // Some were looked at before, and held data then.
+        let known: Vec<_> = self
+            .tree
+            .private_pages(leaf)
+            .filter(|page| page.0 % 3 == 0 && self.differs_from_below(leaf, *page))
+            .collect();
+        let plan = self.tree.plan_freeze(leaf, &known, |page, below| {
+            assert!(!known.contains(&page), "{page:?} is known already");
             let value = self.private[&(leaf, page.0)];
-            let shown = match below {
-                Seen::Frame(_) => self.value_of(leaf, below),
-                Seen::Zero | Seen::Nothing => 0,
-            };
+            let shown = self.value_of(leaf, below);
             match value {
                 _ if value == shown => Content::SameAsBelow,
                 0 => Content::Zero,
@@ -340,6 +344,12 @@ impl World {
         }
         self.private.retain(|(of, _), _| *of != leaf);
         self.tree.freeze_as_planned(leaf, &plan, stored)
+    }
+
+    fn differs_from_below(&self, leaf: NodeId, page: PageIdx) -> bool {
+        let value = self.private[&(leaf, page.0)];
+        let below = self.tree.below(leaf, page);
+        value != 0 && value != self.value_of(leaf, below)
     }
 
     /// The VM becomes what it was when it was frozen last, if that can be told.
@@ -359,10 +369,7 @@ impl World {
         };
         let pages = (0..nr_pages).map(PageIdx);
         for (page, seen) in self.tree.plan_reset(leaf, pages) {
-            let value = match seen {
-                Seen::Frame(_) => self.value_of(leaf, seen),
-                Seen::Zero | Seen::Nothing => 0,
-            };
+            let value = self.value_of(leaf, seen);
             assert_eq!(value, eager.value(page.0), "reset of {page:?}");
         }
         let mut freed = FrameSet::default();

@@ -14,8 +14,8 @@ pub(crate) fn freeze(ram: &mut Ram) -> Layer {
         let staged = ram.stage().unwrap();
         ram.freeze_root(staged).0
     } else {
-        ram.prepare_freeze().unwrap();
-        ram.freeze_in_place().unwrap()
+        let mut prepared = ram.prepare_freeze().unwrap();
+        ram.freeze_in_place(&mut prepared).unwrap()
     }
 }
 

@@ -1,0 +1,125 @@
+//! Where a machine lives: its shell and threads, and how it moves.
+//!
+//! ```text
+//!   root RAM    pause ─ save ─ restore into the shell made ahead ─ go on there
+//!   the rest    pause ─ save ─ copy what is private ───────────── go on here
+//! ```
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use guestmem::{PreparedFreeze, Ram, StagedWindow};
+
+use crate::background::{self, Retired};
+use crate::error::VmError;
+use crate::kvm::shell::{Shell, Vcpu};
+use crate::machine::{Machine, MachineState};
+use crate::snapshot::Snapshot;
+use crate::vcpu::gate::GateState;
+
+/// What only the owner's calls use, one at a time.
+#[derive(Debug)]
+pub(crate) struct Control {
+    shell: Shell,
+    /// One a vCPU, started when first needed.
+    pub(crate) threads: Vec<Option<JoinHandle<()>>>,
+    retired: Vec<Retired>,
+}
+
+/// What a freeze needs, made while the machine still runs.
+#[derive(Debug)]
+pub(crate) enum Ahead {
+    /// Root RAM: the machine moves to this shell.
+    Move(Option<(StagedWindow, Shell, Vec<Vcpu>)>),
+    /// The rest: it stays, and this is done already.
+    Stay(PreparedFreeze),
+}
+
+impl Ahead {
+    /// Makes what freezing `machine` needs.
+    pub(crate) fn prepare(machine: &Machine) -> Result<Self, VmError> {
+        let ram = machine.ram();
+        let prepared = ram.prepare_freeze()?;
+        if !ram.moves_when_frozen() {
+            return Ok(Self::Stay(prepared));
+        }
+        let staged = ram.stage()?;
+        let (shell, vcpus) = machine.family.shell(ram.staged_window(&staged))?;
+        Ok(Self::Move(Some((staged, shell, vcpus))))
+    }
+}
+
+impl Control {
+    /// Of a machine that lives in `shell`.
+    pub(crate) fn new(shell: Shell) -> Self {
+        Self {
+            shell,
+            threads: Vec::new(),
+            retired: Vec::new(),
+        }
+    }
+
+    /// The part of a freeze that happens under the pause.
+    pub(crate) fn freeze(
+        &mut self,
+        machine: &Machine,
+        gate: &mut GateState,
+        ahead: &mut Ahead,
+    ) -> Result<Snapshot, VmError> {
+        if let Some(event) = gate.final_event() {
+            return Err(VmError::Ended(event.clone()));
+        }
+        let state = MachineState::save(machine, &self.shell, gate.vcpus())?;
+        let mut ram = machine.ram();
+        let layer = match ahead {
+            Ahead::Move(next) => {
+                let (staged, shell, vcpus) = next.take().expect("made for one freeze");
+                state.restore(&shell, vcpus.iter())?;
+                // Nothing fails from here on.
+                let (layer, window) = ram.freeze_root(staged);
+                let old_vcpus = gate.replace(vcpus);
+                let old_shell = std::mem::replace(&mut self.shell, shell);
+                self.retire((old_vcpus, old_shell, window));
+                layer
+            }
+            Ahead::Stay(prepared) => ram.freeze_in_place(prepared)?,
+        };
+        Ok(Snapshot::new(
+            Arc::clone(&machine.family),
+            layer,
+            state,
+            machine.console.mode(),
+        ))
+    }
+
+    /// Makes the machine, in its shell, what `state` says.
+    pub(crate) fn restore(&self, gate: &GateState, state: &MachineState) -> Result<(), VmError> {
+        state.restore(&self.shell, gate.vcpus())
+    }
+
+    /// Moves the machine to fresh memory and a fresh shell, made of `snapshot`.
+    pub(crate) fn move_to(
+        &mut self,
+        gate: &mut GateState,
+        ram: &mut Ram,
+        snapshot: &Snapshot,
+    ) -> Result<(), VmError> {
+        let (new_ram, shell, vcpus) = snapshot.embody()?;
+        let old_vcpus = gate.replace(vcpus);
+        let old_shell = std::mem::replace(&mut self.shell, shell);
+        let old_ram = std::mem::replace(ram, new_ram);
+        self.retire((old_vcpus, old_shell, old_ram));
+        Ok(())
+    }
+
+    /// Waits until what the machine had before is gone: it counts as its own
+    /// until then.
+    pub(crate) fn wait_retired(&mut self) {
+        self.retired.drain(..).for_each(Retired::wait);
+    }
+
+    fn retire(&mut self, remains: impl Send + 'static) {
+        self.retired.retain(|retired| !retired.is_done());
+        self.retired.push(background::retire(remains));
+    }
+}
