@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::sys::fault;
-use crate::{Backing, Gpa, Layer, MemoryError, PAGE_SIZE, Ram, RamLayout, Writers};
+use crate::{Backing, BlankWindow, Gpa, Layer, MemoryError, PAGE_SIZE, Ram, RamLayout, Writers};
 
 const PAGES: u64 = 32;
 
@@ -27,7 +27,7 @@ fn until_it_works<T>(mut op: impl FnMut() -> Result<T, MemoryError>, mut check: 
 fn freeze(ram: &mut Ram) -> Result<Layer, MemoryError> {
     let mut prepared = ram.prepare_freeze()?;
     if ram.moves_when_frozen() {
-        let staged = ram.stage()?;
+        let staged = ram.stage(&BlankWindow::new(ram.layout())?)?;
         Ok(ram.freeze_root(staged).0)
     } else {
         ram.freeze_in_place(&mut prepared)

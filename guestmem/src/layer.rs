@@ -10,7 +10,7 @@ use crate::ram::Ram;
 use crate::ram_window::RamWindow;
 use crate::state::{Leaf, MAP_BUDGET, State};
 use crate::tree::{NodeId, Seen, WindowPlan};
-use crate::window::Window;
+use crate::window::{BlankWindow, Window};
 
 /// Frozen RAM: a layer held by a snapshot. It never changes; RAM forked from
 /// it starts out as it is.
@@ -53,17 +53,17 @@ impl Layer {
     /// memory for pages that have to be copied because the layer is made of
     /// more runs than a window may have mappings.
     pub fn fork(&self) -> Result<Ram, MemoryError> {
-        Ok(self.spare()?.into_ram())
+        self.clone_part(PageIdx(0), self.layout)
     }
 
-    /// The same made ahead: what takes time of a [fork](Self::fork) is done,
-    /// and it costs no frames and is nobody's RAM until it is
-    /// [used](SpareRam::into_ram).
+    /// The same made ahead, at the addresses of `blank`: it costs no frames and
+    /// is nobody's RAM until it is [used](SpareRam::into_ram). What of it the
+    /// addresses have no room for is left out.
     ///
     /// # Errors
     /// As [`fork`](Self::fork).
-    pub fn spare(&self) -> Result<SpareRam, MemoryError> {
-        self.spare_part(PageIdx(0), self.layout)
+    pub fn spare(&self, blank: &BlankWindow) -> Result<SpareRam, MemoryError> {
+        self.spare_part(PageIdx(0), blank)
     }
 
     /// New memory of another size that shares what this layer has from page
@@ -87,10 +87,12 @@ impl Layer {
     /// As [`fork`](Self::fork), or if the clone is larger than a tree can
     /// number.
     pub fn clone_part(&self, first: PageIdx, layout: RamLayout) -> Result<Ram, MemoryError> {
-        Ok(self.spare_part(first, layout)?.into_ram())
+        let blank = BlankWindow::new(layout)?;
+        Ok(self.spare_part(first, &blank)?.into_ram())
     }
 
-    fn spare_part(&self, first: PageIdx, layout: RamLayout) -> Result<SpareRam, MemoryError> {
+    fn spare_part(&self, first: PageIdx, blank: &BlankWindow) -> Result<SpareRam, MemoryError> {
+        let layout = blank.layout();
         let tree = &self.claim.tree;
         let mut state = tree.lock();
         let state = &mut *state;
@@ -100,7 +102,7 @@ impl Layer {
         let reach = state.tree.part_of(self.claim.layer, first.0..end);
         let view = state.tree.view_through(reach);
         let plan = WindowPlan::new(&view, &state.arena.zero_for_ever(), MAP_BUDGET);
-        let window = Arc::new(Window::planned(&state.arena, nr_pages, &plan)?);
+        let window = Arc::new(Window::planned(&state.arena, blank, &plan)?);
         let mut at_leaf = Leaf::new(Arc::clone(&window));
         for run in &plan.copies {
             let (start, end) = (run.pages.start, run.pages.end);

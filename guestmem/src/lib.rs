@@ -16,7 +16,7 @@
 //! * [`GuestRam`] offers it to loaders and devices through vm-memory's traits.
 //!
 //! ```
-//! use guestmem::{Backing, Ram, RamLayout};
+//! use guestmem::{Backing, BlankWindow, Ram, RamLayout};
 //! use vm_memory::{Bytes, GuestAddress};
 //!
 //! let layout = RamLayout::new(16 << 20)?;
@@ -24,7 +24,7 @@
 //! parent.guest_ram().write_obj(42u64, GuestAddress(0x1000))?;
 //!
 //! // Freeze the parent (nothing is copied) and fork a child off.
-//! let staged = parent.stage()?;
+//! let staged = parent.stage(&BlankWindow::new(layout)?)?;
 //! let (layer, _old_window) = parent.freeze_root(staged);
 //! let child = layer.fork()?;
 //! child.guest_ram().write_obj(7u64, GuestAddress(0x1000))?;
@@ -69,5 +69,5 @@ pub use ram_window::RamWindow;
 pub use settle::Writers;
 pub use stats::{RamStats, TreeStats};
 pub use tree::Attribution;
-pub use window::{RetiredWindow, StagedWindow};
+pub use window::{BlankWindow, RetiredWindow, StagedWindow};
 pub use zeros::ZeroCandidates;

@@ -14,7 +14,7 @@ use crate::state::Leaf;
 use crate::stats::RamStats;
 use crate::sys::mapping::HugePages;
 use crate::tree::{NodeId, Reading};
-use crate::window::{RetiredWindow, StagedWindow, Window, Writes};
+use crate::window::{BlankWindow, RetiredWindow, StagedWindow, Window, Writes};
 use crate::zeros::{self, ZeroCandidates};
 use crate::{reset, resize};
 
@@ -53,8 +53,10 @@ impl Ram {
         };
         let (tree, root) = CloneTree::new(layout.nr_pages(), reading)?;
         let window = match backing {
-            Backing::Memfd => Window::root(&tree.lock().arena)?,
-            Backing::Anon => Window::anonymous(layout.nr_pages(), HugePages::Wanted)?,
+            Backing::Memfd => Window::root(&tree.lock().arena, &BlankWindow::new(layout)?)?,
+            Backing::Anon => {
+                Window::anonymous(&BlankWindow::with_pages(layout, HugePages::Wanted)?)
+            }
         };
         let window = Arc::new(window);
         tree.lock()
@@ -97,12 +99,13 @@ impl Ram {
         self.window.writes() == Writes::ToFile
     }
 
-    /// The window to go on in when this root RAM is frozen. The VM may run.
+    /// The window to go on in when this root RAM is frozen, at the addresses of
+    /// `blank`. The VM may run.
     ///
     /// # Errors
-    /// If the host has no address space for it.
-    pub fn stage(&self) -> Result<StagedWindow, MemoryError> {
-        let window = Window::over_frozen_root(&self.claim.tree.lock().arena)?;
+    /// If the host has no mapping for it.
+    pub fn stage(&self, blank: &BlankWindow) -> Result<StagedWindow, MemoryError> {
+        let window = Window::over_frozen_root(&self.claim.tree.lock().arena, blank)?;
         Ok(StagedWindow {
             window: Arc::new(window),
         })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::clone_tree::LeafClaim;
 use crate::layout::{RamLayout, RamRegion};
-use crate::window::Window;
+use crate::window::{Window, regions};
 
 /// A VM's window, held by whoever may touch it: it stays mapped, and the
 /// frames behind it stay allocated, as long as this lives.
@@ -21,8 +21,7 @@ pub struct RamWindow {
 impl RamWindow {
     /// The host-virtual address of each RAM region, to bind as a memslot.
     pub fn regions(&self) -> impl Iterator<Item = (RamRegion, NonNull<u8>)> + '_ {
-        let regions = self.layout().regions();
-        regions.map(|region| (region, self.region_start(&region)))
+        regions(self.window.mapping(), self.layout)
     }
 
     /// How the RAM behind it is laid out.
@@ -34,9 +33,5 @@ impl RamWindow {
     pub fn host_range(&self) -> Range<usize> {
         let start = self.window.mapping().base().addr().get();
         start..start + usize::try_from(self.layout().size_bytes()).unwrap_or(usize::MAX)
-    }
-
-    pub(crate) fn region_start(&self, region: &RamRegion) -> NonNull<u8> {
-        self.window.page(region.first).read().start()
     }
 }

@@ -7,16 +7,21 @@
 //!                  anonymous memory in between        private pages are the difference
 //! ```
 //!
+//! The addresses can be had ahead ([`BlankWindow`]), so that KVM knows them
+//! before anybody knows what will be seen there.
+//!
 //! A window is a cache of what the clone tree says, bound as KVM memslots. It
 //! may lag behind the tree (a page that was copied into a new layer is still
 //! private here), but never shows anything else.
 
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::error::MemoryError;
 use crate::frame::Arena;
-use crate::layout::PageIdx;
+use crate::layout::{PageIdx, RamLayout, RamRegion};
+use crate::ram_window::RamWindow;
 use crate::sys::mapping::{HugePages, Mapping, Sharing};
 use crate::sys::page::WritablePage;
 use crate::tree::{MapRun, WindowPlan};
@@ -33,7 +38,7 @@ pub(crate) enum Writes {
 /// A mapped window; see the [module](self).
 #[derive(Debug)]
 pub(crate) struct Window {
-    mapping: Mapping,
+    mapping: Arc<Mapping>,
     writes: Writes,
     /// The runs mapped from the file, ascending. A page outside of them has
     /// anonymous memory beneath.
@@ -42,23 +47,31 @@ pub(crate) struct Window {
 
 impl Window {
     /// The window of root RAM in the file.
-    pub(crate) fn root(arena: &Arena) -> Result<Self, MemoryError> {
-        Self::over_root(arena, Sharing::Shared, Writes::ToFile)
+    pub(crate) fn root(arena: &Arena, blank: &BlankWindow) -> Result<Self, MemoryError> {
+        Self::over_root(arena, blank, Sharing::Shared, Writes::ToFile)
     }
 
     /// A private window over root RAM as it lies in the file, for the VM to go
     /// on in when its root is frozen.
-    pub(crate) fn over_frozen_root(arena: &Arena) -> Result<Self, MemoryError> {
-        Self::over_root(arena, Sharing::Private, Writes::Private)
+    pub(crate) fn over_frozen_root(
+        arena: &Arena,
+        blank: &BlankWindow,
+    ) -> Result<Self, MemoryError> {
+        Self::over_root(arena, blank, Sharing::Private, Writes::Private)
     }
 
-    fn over_root(arena: &Arena, sharing: Sharing, writes: Writes) -> Result<Self, MemoryError> {
-        let root = arena.root();
+    fn over_root(
+        arena: &Arena,
+        blank: &BlankWindow,
+        sharing: Sharing,
+        writes: Writes,
+    ) -> Result<Self, MemoryError> {
+        let pages = 0..arena.root().end.min(blank.mapping.nr_pages());
         let run = MapRun {
-            pages: 0..root.end,
+            pages,
             file_page: 0,
         };
-        let mut window = Self::anonymous(root.end, HugePages::Never)?;
+        let mut window = Self::anonymous(blank);
         window.map_run(arena, &run, sharing)?;
         window.maps.push(run);
         window.writes = writes;
@@ -66,24 +79,22 @@ impl Window {
     }
 
     /// A window of anonymous memory only.
-    pub(crate) fn anonymous(nr_pages: u64, huge: HugePages) -> Result<Self, MemoryError> {
-        let mapping = Mapping::anonymous(nr_pages, huge)
-            .map_err(|source| MemoryError::os("reserve addresses for RAM", nr_pages, source))?;
-        Ok(Self {
-            mapping,
+    pub(crate) fn anonymous(blank: &BlankWindow) -> Self {
+        Self {
+            mapping: Arc::clone(&blank.mapping),
             writes: Writes::Private,
             maps: Vec::new(),
-        })
+        }
     }
 
     /// A private window made of the mappings of `plan`; its copies are the
     /// caller's to make.
     pub(crate) fn planned(
         arena: &Arena,
-        nr_pages: u64,
+        blank: &BlankWindow,
         plan: &WindowPlan,
     ) -> Result<Self, MemoryError> {
-        let mut window = Self::anonymous(nr_pages, HugePages::Never)?;
+        let mut window = Self::anonymous(blank);
         for run in &plan.maps {
             window.map_run(arena, run, Sharing::Private)?;
         }
@@ -144,4 +155,58 @@ impl RetiredWindow {
 #[derive(Debug)]
 pub struct StagedWindow {
     pub(crate) window: Arc<Window>,
+}
+
+/// Addresses for a window, with nothing but anonymous memory there yet. KVM
+/// can be told of them ahead: what is mapped there later, before the VM has
+/// run, costs no more than anywhere else, whereas a memslot takes longer the
+/// larger it is. It becomes one window only.
+#[derive(Debug)]
+pub struct BlankWindow {
+    mapping: Arc<Mapping>,
+    layout: RamLayout,
+}
+
+impl BlankWindow {
+    /// Addresses for RAM of this layout.
+    ///
+    /// # Errors
+    /// If the host has none.
+    pub fn new(layout: RamLayout) -> Result<Self, MemoryError> {
+        Self::with_pages(layout, HugePages::Never)
+    }
+
+    pub(crate) fn with_pages(layout: RamLayout, huge: HugePages) -> Result<Self, MemoryError> {
+        let nr_pages = layout.nr_pages();
+        let mapping = Mapping::anonymous(nr_pages, huge)
+            .map_err(|source| MemoryError::os("reserve addresses for RAM", nr_pages, source))?;
+        Ok(Self {
+            mapping: Arc::new(mapping),
+            layout,
+        })
+    }
+
+    /// How the RAM will be laid out.
+    pub fn layout(&self) -> RamLayout {
+        self.layout
+    }
+
+    /// The host-virtual address of each RAM region, to bind as a memslot.
+    pub fn regions(&self) -> impl Iterator<Item = (RamRegion, NonNull<u8>)> + '_ {
+        regions(&self.mapping, self.layout)
+    }
+
+    /// Whether `window` is the one that this has become.
+    pub fn is_of(&self, window: &RamWindow) -> bool {
+        Arc::ptr_eq(&self.mapping, &window.window.mapping)
+    }
+}
+
+/// Where the regions of `layout` are in `mapping`.
+pub(crate) fn regions(
+    mapping: &Mapping,
+    layout: RamLayout,
+) -> impl Iterator<Item = (RamRegion, NonNull<u8>)> + '_ {
+    let start = |region: &RamRegion| mapping.page(region.first).read().start();
+    layout.regions().map(move |region| (region, start(&region)))
 }

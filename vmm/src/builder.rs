@@ -162,9 +162,10 @@ impl VmBuilder {
         let family = Family::new(
             Arc::clone(&self.host),
             Shell::cpuids(&self.host, self.cpus)?,
+            layout,
         );
         let blank = Blank::new(&self.host, &family.cpuids)?;
-        let (shell, vcpus) = blank.bind(ram.window())?;
+        let (shell, vcpus) = blank.bind_to(ram.window())?;
         for (vcpu, index) in vcpus.iter().zip(0..) {
             let entry = plan.entry(index);
             let at_once = entry.starts() == Starts::AtOnce;

@@ -43,8 +43,9 @@ impl Ahead {
         if !ram.moves_when_frozen() {
             return Ok(Self::Stay(prepared));
         }
-        let staged = ram.stage()?;
-        let (shell, vcpus) = machine.family.shell(ram.staged_window(&staged))?;
+        let bound = machine.family.shell()?;
+        let staged = ram.stage(bound.window())?;
+        let (shell, vcpus) = bound.with(ram.staged_window(&staged));
         Ok(Self::Move(Some((staged, shell, vcpus))))
     }
 }

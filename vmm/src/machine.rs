@@ -8,20 +8,20 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guestmem::{PageIdx, Ram, RamLayout, RamWindow};
+use guestmem::{BlankWindow, PageIdx, Ram, RamLayout};
 use kvm_bindings::{CpuId, kvm_clock_data};
 
 use crate::background;
 use crate::devices::{Console, DeviceState, Devices};
-use crate::error::{ShellError, VmError};
+use crate::error::VmError;
 use crate::kvm::host::Host;
-use crate::kvm::shell::{Blank, Shell, Vcpu};
+use crate::kvm::shell::{Blank, Bound, Shell, Vcpu};
 use crate::kvm::state::VcpuState;
 use crate::vcpu::gate::Gate;
 
-/// Blank shells kept for the next fork: one for the child, one for a parent
-/// that has to move.
-const KEEP_BLANK: usize = 2;
+/// Shells kept for the next fork: one for the child, one for a parent that has
+/// to move.
+const KEEP_SHELLS: usize = 2;
 
 /// What a machine and everything forked from it have in common.
 #[derive(Debug)]
@@ -29,59 +29,64 @@ pub(crate) struct Family {
     pub(crate) host: Arc<Host>,
     /// One table a vCPU, as KVM completed it.
     pub(crate) cpuids: Vec<CpuId>,
+    /// How the RAM of each is laid out.
+    layout: RamLayout,
     /// Made ahead, from the first run on.
-    blanks: Mutex<Vec<Blank>>,
+    shells: Mutex<Vec<Bound>>,
     next_number: AtomicU64,
     next_generation: AtomicU64,
 }
 
 impl Family {
-    pub(crate) fn new(host: Arc<Host>, cpuids: Vec<CpuId>) -> Arc<Self> {
+    pub(crate) fn new(host: Arc<Host>, cpuids: Vec<CpuId>, layout: RamLayout) -> Arc<Self> {
         Arc::new(Self {
             host,
             cpuids,
-            blanks: Mutex::default(),
+            layout,
+            shells: Mutex::default(),
             next_number: AtomicU64::new(0),
             next_generation: AtomicU64::new(1),
         })
     }
 
-    /// A shell with `window` for its memory.
-    pub(crate) fn shell(
-        self: &Arc<Self>,
-        window: RamWindow,
-    ) -> Result<(Shell, Vec<Vcpu>), ShellError> {
-        let ready = self.blanks().pop();
-        let blank = match ready {
-            Some(blank) => blank,
-            None => Blank::new(&self.host, &self.cpuids)?,
+    /// A shell that only lacks the window at its addresses.
+    pub(crate) fn shell(self: &Arc<Self>) -> Result<Bound, VmError> {
+        let ready = self.shells().pop();
+        let shell = match ready {
+            Some(shell) => shell,
+            None => self.make_shell()?,
         };
         self.work_ahead();
-        blank.bind(window)
+        Ok(shell)
     }
 
-    /// Has blank shells made for the next fork, in the background.
+    fn make_shell(&self) -> Result<Bound, VmError> {
+        let blank = Blank::new(&self.host, &self.cpuids)?;
+        Ok(blank.bind(BlankWindow::new(self.layout)?)?)
+    }
+
+    /// Has shells made for the next fork, in the background.
     pub(crate) fn work_ahead(self: &Arc<Self>) {
         let family = Arc::downgrade(self);
         background::ahead(move || {
             if let Some(family) = family.upgrade() {
-                family.make_blanks();
+                family.make_shells();
             }
         });
     }
 
-    fn make_blanks(&self) {
-        while self.blanks().len() < KEEP_BLANK {
-            match Blank::new(&self.host, &self.cpuids) {
-                Ok(blank) => self.blanks().push(blank),
+    fn make_shells(&self) {
+        while self.shells().len() < KEEP_SHELLS {
+            match self.make_shell() {
+                Ok(shell) => self.shells().push(shell),
                 // Whoever needs one will try again, and be told.
                 Err(error) => return log::debug!("no shell made ahead: {error}"),
             }
         }
     }
 
-    fn blanks(&self) -> MutexGuard<'_, Vec<Blank>> {
-        self.blanks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn shells(&self) -> MutexGuard<'_, Vec<Bound>> {
+        self.shells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A number for a new machine: 0 for the first, then 1, 2, …

@@ -136,8 +136,9 @@ impl Drop for Snapshot {
 impl Point {
     /// All of a fork that does not depend on when it is taken.
     fn make(&self) -> Result<Warm, VmError> {
-        let ram = self.layer.spare()?;
-        let (shell, vcpus) = self.family.shell(ram.window())?;
+        let bound = self.family.shell()?;
+        let ram = self.layer.spare(bound.window())?;
+        let (shell, vcpus) = bound.with(ram.window());
         self.state.restore(&shell, vcpus.iter())?;
         Ok(Warm { vcpus, shell, ram })
     }

@@ -5,13 +5,14 @@
 
 use std::ops::Range;
 
-use guestmem::{Layer, PAGE_SIZE, Ram};
+use guestmem::{BlankWindow, Layer, PAGE_SIZE, Ram};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Freezes as a VMM does: root RAM moves to a staged window, the rest copies.
 pub(crate) fn freeze(ram: &mut Ram) -> Layer {
     if ram.moves_when_frozen() {
-        let staged = ram.stage().unwrap();
+        let blank = BlankWindow::new(ram.layout()).unwrap();
+        let staged = ram.stage(&blank).unwrap();
         ram.freeze_root(staged).0
     } else {
         let mut prepared = ram.prepare_freeze().unwrap();

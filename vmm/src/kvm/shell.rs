@@ -2,16 +2,17 @@
 //!
 //! A machine lives *in* a shell and can move to another one: that is how a
 //! running root is forked without copying its RAM. Making a VM, its irqchip and
-//! its vCPUs takes longer than a fork may, so [`Blank`] shells are made ahead;
-//! memory is bound while the machine still runs in its old shell.
+//! its vCPUs and binding memory to it take longer than a fork may, so shells
+//! are made ahead, [`Bound`] to addresses at which a window is made later.
 
 // UNSAFETY: memslots: KVM reads and writes the host memory they name.
 #![expect(unsafe_code)]
 
 use std::io;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
-use guestmem::RamWindow;
+use guestmem::{BlankWindow, RamRegion, RamWindow};
 use kvm_bindings::{CpuId, kvm_clock_data, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -35,7 +36,7 @@ fn failed(op: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> ShellError {
     }
 }
 
-/// A VM without memory, made ahead. Binding memory is what is left to do.
+/// A VM without memory.
 #[derive(Debug)]
 pub(crate) struct Blank {
     vm: VmFd,
@@ -81,9 +82,27 @@ impl Blank {
         Ok(Self { vm, vcpus })
     }
 
+    /// Gives it the addresses of `window` for memory, whatever will be seen
+    /// there.
+    pub(crate) fn bind(self, window: BlankWindow) -> Result<Bound, ShellError> {
+        self.set_memslots(window.regions())?;
+        Ok(Bound {
+            blank: self,
+            window,
+        })
+    }
+
     /// Gives it `window` for memory.
-    pub(crate) fn bind(self, window: RamWindow) -> Result<(Shell, Vec<Vcpu>), ShellError> {
-        for ((region, address), slot) in window.regions().zip(0..) {
+    pub(crate) fn bind_to(self, window: RamWindow) -> Result<(Shell, Vec<Vcpu>), ShellError> {
+        self.set_memslots(window.regions())?;
+        Ok(self.with(window))
+    }
+
+    fn set_memslots(
+        &self,
+        regions: impl Iterator<Item = (RamRegion, NonNull<u8>)>,
+    ) -> Result<(), ShellError> {
+        for ((region, address), slot) in regions.zip(0..) {
             let memslot = kvm_userspace_memory_region {
                 slot,
                 flags: 0,
@@ -91,11 +110,17 @@ impl Blank {
                 memory_size: region.len_bytes(),
                 userspace_addr: address.addr().get() as u64,
             };
-            // SAFETY: (1) the range is the window's region, which stays mapped
-            // as long as a `Shell` or `Vcpu` keeps the VM in being; (2) host
-            // code only touches it by raw pointer or volatile access.
+            // SAFETY: (1) the range is the region of a window, which stays
+            // mapped as long as the `Bound`, or the `Shell` and every `Vcpu`
+            // made of it, keep the VM in being (see `with`); (2) host code only
+            // touches it by raw pointer or volatile access.
             unsafe { self.vm.set_user_memory_region(memslot) }.map_err(failed("bind RAM"))?;
         }
+        Ok(())
+    }
+
+    /// `window` is what the memslots show; whoever keeps the VM keeps it.
+    fn with(self, window: RamWindow) -> (Shell, Vec<Vcpu>) {
         let vcpu = |(fd, kick)| Vcpu {
             fd,
             kick,
@@ -106,7 +131,31 @@ impl Blank {
             vm: self.vm,
             _window: window,
         };
-        Ok((shell, vcpus))
+        (shell, vcpus)
+    }
+}
+
+/// A shell whose memslots are bound to addresses with nothing in them yet.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    blank: Blank,
+    /// Must stay mapped while the VM exists, so it comes after it.
+    window: BlankWindow,
+}
+
+impl Bound {
+    /// The addresses: make the window there that the machine is to see.
+    pub(crate) fn window(&self) -> &BlankWindow {
+        &self.window
+    }
+
+    /// The shell, now that `window` has been made at its addresses.
+    ///
+    /// # Panics
+    /// If it is another window.
+    pub(crate) fn with(self, window: RamWindow) -> (Shell, Vec<Vcpu>) {
+        assert!(self.window.is_of(&window), "made at other addresses");
+        self.blank.with(window)
     }
 }
 
