@@ -50,6 +50,9 @@ pub enum MemoryError {
     /// A layer of another clone tree was given.
     #[error("the snapshot belongs to another clone tree than this VM")]
     ForeignLayer,
+    /// Root RAM was to be frozen without a window to go on in.
+    #[error("root RAM in a memfd moves when it is frozen: stage a window for it first")]
+    NotStaged,
     /// A range that is not whole pages of RAM.
     #[error("{len_bytes} bytes at {start_gpa:#x} are not whole pages of one RAM region")]
     NotRam {

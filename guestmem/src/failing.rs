@@ -26,12 +26,10 @@ fn until_it_works<T>(mut op: impl FnMut() -> Result<T, MemoryError>, mut check: 
 
 fn freeze(ram: &mut Ram) -> Result<Layer, MemoryError> {
     let mut prepared = ram.prepare_freeze()?;
-    if ram.moves_when_frozen() {
-        let staged = ram.stage(&BlankWindow::new(ram.layout())?)?;
-        Ok(ram.freeze_root(staged).0)
-    } else {
-        ram.freeze_in_place(&mut prepared)
+    if prepared.wants_window() {
+        ram.stage(&mut prepared, &BlankWindow::new(ram.layout())?)?;
     }
+    Ok(ram.freeze(&mut prepared)?.0)
 }
 
 fn set(ram: &Ram, page: u64, value: u64) {

@@ -1,25 +1,38 @@
 //! Freezing: a leaf's content becomes a layer, and the leaf goes on on top.
 //!
 //! Fork, snapshot and reset point are all this move and something small.
+//!
+//! ```text
+//!   prepare   the VM runs: list what is private, look at it, allocate frames
+//!   stage     the VM runs: make the window that it will go on in, if it is to move
+//!   freeze    the VM stands still: copy what is private into the frames; move
+//! ```
+//!
+//! Root RAM always moves: its frames stay where they are, and nothing is
+//! copied. Other RAM can stay in its window, where all that was private now
+//! are *copies* of what lies below; each of them costs a comparison at every
+//! freeze to come. When there are many it moves, to a window that maps the
+//! frames which are filled under the pause.
 
 use std::sync::Arc;
 
+use crate::copies::Copies;
 use crate::error::MemoryError;
-use crate::frame::{Stock, file_frame, private_frame};
+use crate::frame::{Stock, private_frame};
 use crate::layout::PageIdx;
 use crate::settle::{settle_leaf, shows};
-use crate::state::{Leaf, State};
+use crate::state::{Leaf, MAP_BUDGET, State};
 use crate::sys::pagemap::Pagemap;
-use crate::tree::{Content, FreezePlan, NodeId, Reading, Seen, without};
-use crate::window::Window;
+use crate::tree::{Content, FreezePlan, NodeId, WindowPlan, without};
+use crate::window::{BlankWindow, Window, Writes};
 
-/// Freezes root RAM: the frames stay where they are, in the file, and the leaf
-/// moves to `staged`, a private window over them. O(1).
-pub(crate) fn move_root(state: &mut State, leaf: NodeId, staged: &Arc<Window>) -> NodeId {
-    debug_assert_eq!(state.tree.node(leaf).reading(), Reading::Unread);
-    state.leaves.insert(leaf, Leaf::new(Arc::clone(staged)));
-    state.tree.freeze(leaf)
-}
+/// Copies in a window beyond which its VM moves to another when it is frozen:
+/// comparing them takes about as long as moving.
+const MOST_COPIES: usize = 256;
+
+/// Frames in stock beyond an eighth of the pages known: those a VM touches
+/// between one look and the next.
+const STOCK_MARGIN: u64 = 16;
 
 /// What has been done of a freeze while the VM runs.
 #[derive(Debug, Default)]
@@ -27,15 +40,19 @@ pub(crate) struct Prepared {
     /// Frames for all that will be copied, as far as could be told, and some
     /// more.
     pub(crate) stock: Stock,
-    /// Pages that held data of their own when they were looked at; ascending.
-    /// They are copied without another look: one that has become zero since, or
-    /// what lies below, costs a frame more than it had to.
-    data: Vec<PageIdx>,
+    /// What was found. Pages that held data of their own are not compared with
+    /// what lies below again: one that has become the same since costs a frame
+    /// more than it had to.
+    found: FreezePlan,
+    /// [`Leaf::edits`] and [`Arena::frees`] when it was found.
+    ///
+    /// [`Arena::frees`]: crate::frame::Arena::frees
+    as_of: (u64, u64),
+    /// Whether the VM is to move.
+    pub(crate) moves: bool,
+    /// The window that it moves to.
+    staged: Option<Arc<Window>>,
 }
-
-/// Frames in stock beyond an eighth of the pages known: those a VM touches
-/// between one look and the next.
-const STOCK_MARGIN: u64 = 16;
 
 /// Does what can be done of freezing `leaf` while its VM runs.
 pub(crate) fn prepare(
@@ -43,51 +60,123 @@ pub(crate) fn prepare(
     pagemap: &Pagemap,
     leaf: NodeId,
 ) -> Result<Prepared, MemoryError> {
+    if state.leaves[&leaf].window.writes() == Writes::ToFile {
+        return Ok(Prepared {
+            moves: true,
+            ..Prepared::default()
+        });
+    }
     settle_leaf(state, pagemap, leaf)?;
     reserve_copies(state, leaf, &[])?;
-    let plan = look_at_all(state, leaf, &[]);
-    let known = plan.copies.len() as u64;
+    let found = look_at_all(state, leaf, &[]);
+    let known = found.copies.len() as u64;
+    let at_leaf = &state.leaves[&leaf];
     Ok(Prepared {
         stock: state.arena.stock_up(known + known / 8 + STOCK_MARGIN)?,
-        data: plan.copies,
+        found,
+        as_of: (at_leaf.edits, state.arena.frees()),
+        moves: at_leaf.copies.iter().nth(MOST_COPIES).is_some(),
+        staged: None,
     })
 }
 
-/// Freezes a leaf that writes privately: its private pages are copied into
-/// frames of a new layer, zero pages become markers, and pages that are what
-/// lies below (written back to it, or zero over nothing) become nothing. All
-/// stay in the window, where they now are copies of what lies below.
+/// Makes the window for `leaf` to go on in, at the addresses of `blank`; `None`
+/// if it is better off where it is.
 ///
-/// O(private pages). A page costs a copy; one that was not known when the
-/// freeze was prepared, or not known to hold data, a comparison and perhaps an
-/// allocation as well.
-pub(crate) fn copy_private(
+/// Root RAM is mapped as it lies in the file. Other RAM is mapped as it will be
+/// if the guest writes nothing more: frames of the stock, still empty, where it
+/// has data of its own now.
+pub(crate) fn stage(
+    state: &mut State,
+    leaf: NodeId,
+    prepared: &mut Prepared,
+    blank: &BlankWindow,
+) -> Result<Option<Arc<Window>>, MemoryError> {
+    let window = if state.leaves[&leaf].window.writes() == Writes::ToFile {
+        Window::over_frozen_root(&state.arena, blank)?
+    } else {
+        let view = state
+            .tree
+            .view_when_frozen(leaf, &prepared.found, prepared.stock.first());
+        let plan = WindowPlan::new(&view, &state.arena.zero_for_ever(), MAP_BUDGET);
+        if !plan.copies.is_empty() {
+            return Ok(None);
+        }
+        Window::planned(&state.arena, blank, &plan)?
+    };
+    let window = Arc::new(window);
+    prepared.staged = Some(Arc::clone(&window));
+    Ok(Some(window))
+}
+
+/// Freezes `leaf`, whose VM stands still. Returns the layer, and the window
+/// that the leaf has left if it moved.
+pub(crate) fn freeze(
     state: &mut State,
     pagemap: &Pagemap,
     leaf: NodeId,
     prepared: &mut Prepared,
-) -> Result<NodeId, MemoryError> {
+) -> Result<(NodeId, Option<Arc<Window>>), MemoryError> {
+    let staged = prepared.staged.take();
+    if state.leaves[&leaf].window.writes() == Writes::ToFile {
+        let staged = staged.ok_or(MemoryError::NotStaged)?;
+        let left = state.leaves.insert(leaf, Leaf::new(staged));
+        return Ok((state.tree.freeze(leaf), left.map(|left| left.window)));
+    }
     settle_leaf(state, pagemap, leaf)?;
-    reserve_copies(state, leaf, &prepared.data)?;
-    let plan = look_at_all(state, leaf, &prepared.data);
-    let State {
-        tree,
-        arena,
-        leaves,
-        ..
-    } = &mut *state;
-    let Leaf { window, copies, .. } = leaves.get_mut(&leaf).expect("a leaf has a window");
+    // What was staged is right if only the guest has changed anything since,
+    // and nothing that it maps has been given back.
+    let edits = state.leaves[&leaf].edits;
+    let staged = staged.filter(|_| prepared.as_of == (edits, state.arena.frees()));
+    reserve_copies(state, leaf, &prepared.found.copies)?;
+    let plan = look_at_all(state, leaf, &prepared.found.copies);
+    let window = &state.leaves[&leaf].window;
     let pages = plan.copies.iter();
     let sources: Vec<_> = pages.map(|page| window.page(*page).read()).collect();
-    let stored = arena.store_in(&mut prepared.stock, &sources)?;
-    // From here on nothing fails: every slot is there already.
-    let frames = stored.clone().map(|page| Seen::Frame(file_frame(page)));
-    let copied = plan.copies.iter().copied().zip(frames);
-    let zeroed = plan.zeroes.iter().map(|page| (*page, Seen::Zero));
-    for (page, shown) in copied.chain(zeroed).chain(plan.same.iter().copied()) {
+    let stored = state.arena.store_in(&mut prepared.stock, &sources)?;
+
+    // From here on nothing fails.
+    state.tree.fill_as_planned(leaf, &plan, stored.clone());
+    let layer = state.tree.freeze(leaf);
+    let at_leaf = state.leaves.get_mut(&leaf).expect("a leaf has a window");
+    let next = staged.and_then(|staged| moved(at_leaf, &plan, stored.clone(), prepared, staged));
+    let Some(next) = next else {
+        note_copies(&mut at_leaf.copies, &plan, stored);
+        return Ok((layer, None));
+    };
+    let left = std::mem::replace(at_leaf, next);
+    Ok((layer, Some(left.window)))
+}
+
+/// The private pages of a leaf are copies now.
+fn note_copies(copies: &mut Copies, plan: &FreezePlan, stored: impl Iterator<Item = u64>) {
+    for (page, shown) in plan.shown(stored) {
         copies.note(page, shown).expect("the slot is there");
     }
-    Ok(tree.freeze_as_planned(leaf, &plan, stored))
+}
+
+/// The leaf in the window `staged`; `None` if it cannot be made to show what it
+/// should.
+fn moved(
+    at_leaf: &Leaf,
+    plan: &FreezePlan,
+    stored: impl Iterator<Item = u64>,
+    prepared: &Prepared,
+    staged: Arc<Window>,
+) -> Option<Leaf> {
+    let found = &prepared.found;
+    if !plan.copies.starts_with(&found.copies) {
+        return None; // frames are not where they were expected
+    }
+    let mut next = Leaf::new(staged);
+    // Pages found otherwise than before, or for the first time, are brought
+    // over as they are.
+    for (page, shown) in plan.shown_otherwise(found, stored) {
+        next.copies.note(page, shown).ok()?;
+        let content = at_leaf.window.page(page).read();
+        next.window.page(page).copy_from(content);
+    }
+    Some(next)
 }
 
 /// Sees to it that noting the private pages of `leaf` as copies cannot fail;
@@ -103,7 +192,8 @@ fn reserve_copies(state: &mut State, leaf: NodeId, done: &[PageIdx]) -> Result<(
 /// What freezing `leaf` has to do; the pages in `data` are known to hold data.
 fn look_at_all(state: &State, leaf: NodeId, data: &[PageIdx]) -> FreezePlan {
     let window = &state.leaves[&leaf].window;
-    state.tree.plan_freeze(leaf, data, |page, below| {
+    let is_zero = |page| window.page(page).read().is_zero();
+    state.tree.plan_freeze(leaf, data, is_zero, |page, below| {
         let content = window.page(page).read();
         if shows(&state.arena, content, below) {
             Content::SameAsBelow

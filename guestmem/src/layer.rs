@@ -75,7 +75,7 @@ impl Layer {
     ///
     /// let mut ram = Ram::new(RamLayout::new(16 << 20)?, Backing::Anon)?;
     /// ram.guest_ram().write_obj(42u64, GuestAddress(8 << 20))?;
-    /// let layer = ram.freeze_in_place(&mut ram.prepare_freeze()?)?;
+    /// let (layer, _) = ram.freeze(&mut ram.prepare_freeze()?)?;
     ///
     /// let upper = layer.clone_part(PageIdx(2048), RamLayout::new(32 << 20)?)?;
     /// assert_eq!(upper.guest_ram().read_obj::<u64>(GuestAddress(0))?, 42);

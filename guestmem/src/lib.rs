@@ -24,8 +24,9 @@
 //! parent.guest_ram().write_obj(42u64, GuestAddress(0x1000))?;
 //!
 //! // Freeze the parent (nothing is copied) and fork a child off.
-//! let staged = parent.stage(&BlankWindow::new(layout)?)?;
-//! let (layer, _old_window) = parent.freeze_root(staged);
+//! let mut prepared = parent.prepare_freeze()?;
+//! parent.stage(&mut prepared, &BlankWindow::new(layout)?)?;
+//! let (layer, _old_window) = parent.freeze(&mut prepared)?;
 //! let child = layer.fork()?;
 //! child.guest_ram().write_obj(7u64, GuestAddress(0x1000))?;
 //!
@@ -69,5 +70,5 @@ pub use ram_window::RamWindow;
 pub use settle::Writers;
 pub use stats::{RamStats, TreeStats};
 pub use tree::Attribution;
-pub use window::{BlankWindow, RetiredWindow, StagedWindow};
+pub use window::{BlankWindow, RetiredWindow};
 pub use zeros::ZeroCandidates;

@@ -13,8 +13,8 @@ use crate::settle::{self, Writers, settle_leaf};
 use crate::state::Leaf;
 use crate::stats::RamStats;
 use crate::sys::mapping::HugePages;
-use crate::tree::{NodeId, Reading};
-use crate::window::{BlankWindow, RetiredWindow, StagedWindow, Window, Writes};
+use crate::tree::Reading;
+use crate::window::{BlankWindow, RetiredWindow, Window};
 use crate::zeros::{self, ZeroCandidates};
 use crate::{reset, resize};
 
@@ -93,36 +93,9 @@ impl Ram {
         guest_ram::regions(&self.window())
     }
 
-    /// Whether freezing moves this RAM to another window, which then has to be
-    /// [staged](Self::stage) and bound first. True of root RAM in a memfd.
-    pub fn moves_when_frozen(&self) -> bool {
-        self.window.writes() == Writes::ToFile
-    }
-
-    /// The window to go on in when this root RAM is frozen, at the addresses of
-    /// `blank`. The VM may run.
-    ///
-    /// # Errors
-    /// If the host has no mapping for it.
-    pub fn stage(&self, blank: &BlankWindow) -> Result<StagedWindow, MemoryError> {
-        let window = Window::over_frozen_root(&self.claim.tree.lock().arena, blank)?;
-        Ok(StagedWindow {
-            window: Arc::new(window),
-        })
-    }
-
-    /// A staged window as it will be once this RAM is frozen, to be bound
-    /// ahead of it.
-    pub fn staged_window(&self, staged: &StagedWindow) -> RamWindow {
-        RamWindow {
-            layout: self.layout,
-            window: Arc::clone(&staged.window),
-            _claim: Arc::clone(&self.claim),
-        }
-    }
-
-    /// Does what can be done of a freeze while the VM still runs, so that its
-    /// pause is short: lists are read back, and frames for the copies allocated.
+    /// Does what can be done of a [freeze](Self::freeze) while the VM still
+    /// runs, so that its pause is short: lists are read back, pages looked at,
+    /// and frames for the copies allocated.
     ///
     /// # Errors
     /// As [`settle`](Self::settle), or if there is no memory for the copies.
@@ -130,47 +103,63 @@ impl Ram {
         let tree = &self.claim.tree;
         let mut state = tree.lock();
         settle::read_back_layers(&mut state, Reading::Listed)?;
-        let prepared = match self.moves_when_frozen() {
-            true => Prepared::default(),
-            false => freeze::prepare(&mut state, tree.pagemap(), self.claim.leaf)?,
-        };
+        let prepared = freeze::prepare(&mut state, tree.pagemap(), self.claim.leaf)?;
         Ok(PreparedFreeze {
-            tree: Arc::clone(tree),
-            leaf: self.claim.leaf,
+            claim: Arc::clone(&self.claim),
             prepared,
         })
     }
 
-    /// Freezes root RAM by moving to `staged`: nothing is copied, and the cost
-    /// does not depend on the size. The VM must be stopped, and must go on in
-    /// the staged window only.
-    pub fn freeze_root(&mut self, staged: StagedWindow) -> (Layer, RetiredWindow) {
-        assert!(self.moves_when_frozen(), "only root RAM in a memfd moves");
-        let tree = &self.claim.tree;
-        let mut state = tree.lock();
-        let layer = freeze::move_root(&mut state, self.claim.leaf, &staged.window);
-        let layer = Layer::new(tree, &mut state, layer, self.layout);
-        let retired = std::mem::replace(&mut self.window, staged.window);
-        (layer, RetiredWindow::new(retired))
-    }
-
-    /// Freezes RAM that writes privately, where it is: what it has of its own
-    /// is copied into a layer. The VM must be stopped; it goes on in the same
-    /// window.
+    /// Makes the window that this RAM will go on in, at the addresses of
+    /// `blank`, to be bound ahead of the freeze. The VM may run. `None` if it is
+    /// to stay where it is after all.
     ///
     /// # Errors
-    /// If there is no memory for what was not `prepared`, or that was for
-    /// another VM. Nothing has changed then.
-    pub fn freeze_in_place(&mut self, prepared: &mut PreparedFreeze) -> Result<Layer, MemoryError> {
-        assert!(!self.moves_when_frozen(), "root RAM in a memfd moves");
-        let tree = &self.claim.tree;
-        if !Arc::ptr_eq(tree, &prepared.tree) || self.claim.leaf != prepared.leaf {
+    /// If the host has no mappings for it.
+    pub fn stage(
+        &self,
+        prepared: &mut PreparedFreeze,
+        blank: &BlankWindow,
+    ) -> Result<Option<RamWindow>, MemoryError> {
+        let mut state = self.claim.tree.lock();
+        let prepared = &mut prepared.prepared;
+        let staged = freeze::stage(&mut state, self.claim.leaf, prepared, blank)?;
+        Ok(staged.map(|window| RamWindow {
+            layout: self.layout,
+            window,
+            _claim: Arc::clone(&self.claim),
+        }))
+    }
+
+    /// Freezes this RAM: what it is now becomes a layer, for others to fork and
+    /// for itself to go on upon. The VM must be stopped. Where a window was
+    /// [staged](Self::stage), and still fits, it must go on in that one only;
+    /// the one that it has left is returned then.
+    ///
+    /// Root RAM in a memfd costs the same at any size. For other RAM what it
+    /// has of its own is copied.
+    ///
+    /// # Errors
+    /// If there is no memory for what was not prepared, if that was for another
+    /// VM, or if root RAM in a memfd has no window staged. Nothing has changed
+    /// then.
+    pub fn freeze(
+        &mut self,
+        prepared: &mut PreparedFreeze,
+    ) -> Result<(Layer, Option<RetiredWindow>), MemoryError> {
+        if !Arc::ptr_eq(&self.claim, &prepared.claim) {
             return Err(MemoryError::ForeignLayer);
         }
+        let tree = &self.claim.tree;
         let mut state = tree.lock();
+        let leaf = self.claim.leaf;
         let prepared = &mut prepared.prepared;
-        let layer = freeze::copy_private(&mut state, tree.pagemap(), self.claim.leaf, prepared)?;
-        Ok(Layer::new(tree, &mut state, layer, self.layout))
+        let (layer, left) = freeze::freeze(&mut state, tree.pagemap(), leaf, prepared)?;
+        if left.is_some() {
+            self.window = Arc::clone(&state.leaves[&leaf].window);
+        }
+        let layer = Layer::new(tree, &mut state, layer, self.layout);
+        Ok((layer, left.map(RetiredWindow::new)))
     }
 
     /// Whether [`reset`](Self::reset) to `layer` can be done in this window.
@@ -290,14 +279,23 @@ impl Ram {
 /// not in the pause.
 #[derive(Debug)]
 pub struct PreparedFreeze {
-    tree: Arc<CloneTree>,
-    leaf: NodeId,
+    claim: Arc<LeafClaim>,
     prepared: Prepared,
+}
+
+impl PreparedFreeze {
+    /// Whether the RAM is to move to another window, which has to be
+    /// [staged](Ram::stage) then. Root RAM in a memfd always does; other RAM
+    /// when its window holds many copies of what lies below it, as it does
+    /// after a few freezes without moving.
+    pub fn wants_window(&self) -> bool {
+        self.prepared.moves
+    }
 }
 
 impl Drop for PreparedFreeze {
     fn drop(&mut self) {
-        let arena = &mut self.tree.lock().arena;
+        let arena = &mut self.claim.tree.lock().arena;
         arena.unstock(&mut self.prepared.stock);
     }
 }

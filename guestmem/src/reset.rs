@@ -36,6 +36,7 @@ pub(crate) fn copy_back(
         ..
     } = &mut *state;
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
+    at_leaf.edits += 1;
     let all = 0..tree.node(leaf).nr_pages();
     let private = at_leaf.private_pages(pagemap, all.end)?;
     // The window also differs where anonymous memory was mapped over it, and

@@ -35,6 +35,7 @@ pub(crate) fn resize(
     if old == new {
         return Ok(());
     }
+    at_leaf.edits += 1;
     let mut freed = FrameSet::default();
     match at_leaf.window.writes() {
         Writes::ToFile if new > old => freed.add_run(old..new),

@@ -49,6 +49,8 @@ pub(crate) struct Leaf {
     pub(crate) overlaid: PageList,
     /// Mappings that made for `overlaid`.
     pub(crate) nr_overlays: usize,
+    /// How often its content was changed by anybody but its guest.
+    pub(crate) edits: u64,
 }
 
 impl Leaf {
@@ -58,6 +60,7 @@ impl Leaf {
             copies: Copies::default(),
             overlaid: PageList::new(),
             nr_overlays: 0,
+            edits: 0,
         }
     }
 

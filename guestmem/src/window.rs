@@ -150,13 +150,6 @@ impl RetiredWindow {
     }
 }
 
-/// The window that a VM will go on in when its root RAM is frozen, made ahead
-/// so that a shell can be bound to it while the VM still runs.
-#[derive(Debug)]
-pub struct StagedWindow {
-    pub(crate) window: Arc<Window>,
-}
-
 /// Addresses for a window, with nothing but anonymous memory there yet. KVM
 /// can be told of them ahead: what is mapped there later, before the VM has
 /// run, costs no more than anywhere else, whereas a memslot takes longer the

@@ -152,6 +152,7 @@ fn zero_part(state: &mut State, leaf: NodeId, part: &ZeroPart) -> Result<u64, Me
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
     let run = PageIdx(part.pages.start)..PageIdx(part.pages.end);
     let mut freed = FrameSet::default();
+    at_leaf.edits += 1;
     at_leaf.copies.forget_all(run.clone())?;
     tree.zero(leaf, part, &mut freed)?;
     let nr_pages = part.pages.end - part.pages.start;

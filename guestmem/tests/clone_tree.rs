@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use common::{freeze, page_value, set_page};
 use guestmem::{
-    Backing, CloneTree, Gpa, Layer, MemoryError, PAGE_SIZE, PageIdx, Ram, RamLayout, Writers,
+    Backing, BlankWindow, CloneTree, Gpa, Layer, MemoryError, PAGE_SIZE, PageIdx, Ram, RamLayout,
+    Writers,
 };
 use proptest::prelude::*;
 
@@ -30,6 +31,12 @@ enum Op {
     },
     Snapshot {
         vm: usize,
+    },
+    /// What is prepared while others, and the VM itself, go on.
+    LateFreeze {
+        vm: usize,
+        stage: bool,
+        meanwhile: Vec<Meanwhile>,
     },
     ForkSnapshot {
         snapshot: usize,
@@ -64,6 +71,30 @@ enum Op {
     Reclaim,
 }
 
+/// What may happen between preparing a freeze of a VM and freezing it.
+#[derive(Clone, Debug)]
+enum Meanwhile {
+    Write { page: u64, value: u64 },
+    Discard { page: u64, len: u64 },
+    DropOther { vm: usize },
+    WriteOther { vm: usize, page: u64, value: u64 },
+    DropSnapshot { snapshot: usize },
+    Reclaim,
+}
+
+fn meanwhile() -> impl Strategy<Value = Meanwhile> {
+    let value = || prop_oneof![Just(0), any::<u64>()];
+    prop_oneof![
+        4 => (0..PAGES, value()).prop_map(|(page, value)| Meanwhile::Write { page, value }),
+        1 => (0..PAGES, 1..8u64).prop_map(|(page, len)| Meanwhile::Discard { page, len }),
+        1 => (0..64usize).prop_map(|vm| Meanwhile::DropOther { vm }),
+        1 => (0..64usize, 0..PAGES, value())
+            .prop_map(|(vm, page, value)| Meanwhile::WriteOther { vm, page, value }),
+        1 => (0..64usize).prop_map(|snapshot| Meanwhile::DropSnapshot { snapshot }),
+        1 => Just(Meanwhile::Reclaim),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let vm = 0..64usize;
     let snapshot = 0..64usize;
@@ -73,6 +104,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(vm, page, value)| Op::Write { vm, page, value }),
         4 => vm.clone().prop_map(|vm| Op::Fork { vm }),
         2 => vm.clone().prop_map(|vm| Op::Snapshot { vm }),
+        3 => (vm.clone(), any::<bool>(), prop::collection::vec(meanwhile(), 0..4))
+            .prop_map(|(vm, stage, meanwhile)| Op::LateFreeze { vm, stage, meanwhile }),
         2 => snapshot.clone().prop_map(|snapshot| Op::ForkSnapshot { snapshot }),
         2 => (snapshot.clone(), 0..PAGES + 2, 1..PAGES + 8)
             .prop_map(|(snapshot, first, len)| Op::ClonePart { snapshot, first, len }),
@@ -132,6 +165,11 @@ impl World {
                 let content = content.clone();
                 self.snapshots.push((layer, content));
             }
+            Op::LateFreeze {
+                vm,
+                stage,
+                ref meanwhile,
+            } if vms > 0 && snapshots < 6 => self.late_freeze(vm % vms, stage, meanwhile),
             Op::ForkSnapshot { snapshot } if snapshots > 0 && vms < 12 => {
                 let (layer, content) = &self.snapshots[snapshot % snapshots];
                 self.vms.push((layer.fork().unwrap(), content.clone()));
@@ -185,6 +223,43 @@ impl World {
             Op::Reclaim => drop(self.tree.reclaim().unwrap()),
             _ => {}
         }
+    }
+
+    fn late_freeze(&mut self, vm: usize, stage: bool, meanwhile: &[Meanwhile]) {
+        let (mut ram, mut content) = self.vms.swap_remove(vm);
+        let mut prepared = ram.prepare_freeze().unwrap();
+        if stage || prepared.wants_window() {
+            let blank = BlankWindow::new(ram.layout()).unwrap();
+            ram.stage(&mut prepared, &blank).unwrap();
+        }
+        for step in meanwhile {
+            match *step {
+                Meanwhile::Write { page, value } => {
+                    let page = page % ram.layout().nr_pages();
+                    set_page(&ram, page, value);
+                    if value == 0 {
+                        content.remove(&page);
+                    } else {
+                        content.insert(page, Arc::new(value));
+                    }
+                }
+                Meanwhile::Discard { page, len } => {
+                    let page = page % ram.layout().nr_pages();
+                    let len = len.min(ram.layout().nr_pages() - page);
+                    ram.discard(Gpa(page * PAGE_SIZE), len * PAGE_SIZE).unwrap();
+                    content.retain(|at, _| !(page..page + len).contains(at));
+                }
+                Meanwhile::DropOther { vm } => self.apply(&Op::DropVm { vm }),
+                Meanwhile::WriteOther { vm, page, value } => {
+                    self.apply(&Op::Write { vm, page, value });
+                }
+                Meanwhile::DropSnapshot { snapshot } => self.apply(&Op::DropSnapshot { snapshot }),
+                Meanwhile::Reclaim => self.apply(&Op::Reclaim),
+            }
+        }
+        let (layer, _left) = ram.freeze(&mut prepared).unwrap();
+        self.snapshots.push((layer, content.clone()));
+        self.vms.push((ram, content));
     }
 
     fn check_contents(&self) {

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   root RAM    pause ─ save ─ restore into the shell made ahead ─ go on there
-//!   the rest    pause ─ save ─ copy what is private ───────────── go on here
+//!   the rest    pause ─ save ─ copy what is private ─ go on here, or there
 //! ```
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use guestmem::{PreparedFreeze, Ram, StagedWindow};
+use guestmem::{PreparedFreeze, Ram};
 
 use crate::background::{self, Retired};
 use crate::error::VmError;
@@ -28,25 +28,23 @@ pub(crate) struct Control {
 
 /// What a freeze needs, made while the machine still runs.
 #[derive(Debug)]
-pub(crate) enum Ahead {
-    /// Root RAM: the machine moves to this shell.
-    Move(Option<(StagedWindow, Shell, Vec<Vcpu>)>),
-    /// The rest: it stays, and this is done already.
-    Stay(PreparedFreeze),
+pub(crate) struct Ahead {
+    prepared: PreparedFreeze,
+    /// Where the machine goes on, if it is to move.
+    next: Option<(Shell, Vec<Vcpu>)>,
 }
 
 impl Ahead {
     /// Makes what freezing `machine` needs.
     pub(crate) fn prepare(machine: &Machine) -> Result<Self, VmError> {
-        let ram = machine.ram();
-        let prepared = ram.prepare_freeze()?;
-        if !ram.moves_when_frozen() {
-            return Ok(Self::Stay(prepared));
+        let mut prepared = machine.ram().prepare_freeze()?;
+        let mut next = None;
+        if prepared.wants_window() {
+            let bound = machine.family.shell()?;
+            let window = machine.ram().stage(&mut prepared, bound.window())?;
+            next = window.map(|window| bound.with(window));
         }
-        let bound = machine.family.shell()?;
-        let staged = ram.stage(bound.window())?;
-        let (shell, vcpus) = bound.with(ram.staged_window(&staged));
-        Ok(Self::Move(Some((staged, shell, vcpus))))
+        Ok(Self { prepared, next })
     }
 }
 
@@ -71,20 +69,18 @@ impl Control {
             return Err(VmError::Ended(event.clone()));
         }
         let state = MachineState::save(machine, &self.shell, gate.vcpus())?;
-        let mut ram = machine.ram();
-        let layer = match ahead {
-            Ahead::Move(next) => {
-                let (staged, shell, vcpus) = next.take().expect("made for one freeze");
-                state.restore(&shell, vcpus.iter())?;
-                // Nothing fails from here on.
-                let (layer, window) = ram.freeze_root(staged);
-                let old_vcpus = gate.replace(vcpus);
-                let old_shell = std::mem::replace(&mut self.shell, shell);
-                self.retire((old_vcpus, old_shell, window));
-                layer
-            }
-            Ahead::Stay(prepared) => ram.freeze_in_place(prepared)?,
-        };
+        if let Some((shell, vcpus)) = &ahead.next {
+            state.restore(shell, vcpus.iter())?;
+        }
+        // Fails here or not at all.
+        let (layer, left) = machine.ram().freeze(&mut ahead.prepared)?;
+        if let Some(window) = left
+            && let Some((shell, vcpus)) = ahead.next.take()
+        {
+            let old_vcpus = gate.replace(vcpus);
+            let old_shell = std::mem::replace(&mut self.shell, shell);
+            self.retire((old_vcpus, old_shell, window));
+        }
         Ok(Snapshot::new(
             Arc::clone(&machine.family),
             layer,

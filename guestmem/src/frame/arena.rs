@@ -23,6 +23,8 @@ pub(crate) struct Arena {
     numbers: FrameNumbers,
     /// Pages that nobody sees and that could not be given back yet.
     refused: Vec<Range<u64>>,
+    /// How often frames have been given back.
+    frees: u64,
     /// Committed pages that are in stock: no list holds them yet.
     in_stock: u64,
     view: View,
@@ -42,10 +44,17 @@ impl Arena {
         Ok(Self {
             numbers: FrameNumbers::new(root_pages, nr_pages),
             refused: Vec::new(),
+            frees: 0,
             in_stock: 0,
             view,
             file,
         })
+    }
+
+    /// Changes whenever frames are given back: what maps frames that nobody
+    /// holds is right only as long as this is the same.
+    pub(crate) fn frees(&self) -> u64 {
+        self.frees
     }
 
     /// Whether RAM of `nr_pages` can be part of a tree: its private pages need
@@ -166,6 +175,7 @@ impl Arena {
     }
 
     fn free_run(&mut self, run: Range<u64>) {
+        self.frees += 1;
         match self.file.punch(run.clone()) {
             Ok(()) => self.numbers.give_back(run),
             // The numbers stay taken until it works, so that the old contents

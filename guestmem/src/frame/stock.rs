@@ -27,6 +27,11 @@ impl Stock {
         }
     }
 
+    /// The file page that is filled next.
+    pub(crate) fn first(&self) -> u64 {
+        self.left.start
+    }
+
     /// How many frames are left.
     pub(crate) fn nr_left(&self) -> u64 {
         self.left.end - self.left.start

@@ -34,6 +34,39 @@ pub(crate) struct FreezePlan {
     pub(crate) same: Vec<(PageIdx, Seen)>,
 }
 
+impl FreezePlan {
+    /// Every page of the plan, and what it shows once its copies are in the
+    /// file pages `stored`.
+    pub(crate) fn shown(
+        &self,
+        stored: impl Iterator<Item = u64>,
+    ) -> impl Iterator<Item = (PageIdx, Seen)> {
+        let frames = stored.map(|page| Seen::Frame(file_frame(page)));
+        let copied = self.copies.iter().copied().zip(frames);
+        let zeroed = self.zeroes.iter().map(|page| (*page, Seen::Zero));
+        copied.chain(zeroed).chain(self.same.iter().copied())
+    }
+
+    /// The same for those pages only with which `found`, an earlier plan whose
+    /// copies come first in this one, did something else or nothing.
+    pub(crate) fn shown_otherwise(
+        &self,
+        found: &Self,
+        stored: impl Iterator<Item = u64>,
+    ) -> impl Iterator<Item = (PageIdx, Seen)> {
+        let known = found.copies.len();
+        let frames = stored.skip(known).map(|page| Seen::Frame(file_frame(page)));
+        let copied = self.copies.iter().copied().skip(known).zip(frames);
+        let zeroed = self.zeroes.iter().map(|page| (*page, Seen::Zero));
+        let zeroed = zeroed.filter(|(page, _)| found.zeroes.binary_search(page).is_err());
+        let same = self.same.iter().copied().filter(|(page, _)| {
+            let before = found.same.binary_search_by_key(page, |(page, _)| *page);
+            before.is_err()
+        });
+        copied.chain(zeroed).chain(same)
+    }
+}
+
 /// Whether something of an ancestor would show if a leaf had nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Hides {
@@ -211,18 +244,27 @@ impl Tree {
     }
 
     /// What freezing `leaf` has to do, as `look` finds the pages: it is told
-    /// what lies below each. Those in `data`, ascending, are copied unseen.
+    /// what lies below each. Those in `data`, ascending, come first, and are
+    /// taken to differ from it without a look: `is_zero` is all that is asked.
     pub(crate) fn plan_freeze(
         &self,
         leaf: NodeId,
         data: &[PageIdx],
+        is_zero: impl Fn(PageIdx) -> bool,
         mut look: impl FnMut(PageIdx, Seen) -> Content,
     ) -> FreezePlan {
         let mut plan = FreezePlan::default();
-        let known = data.iter().copied();
-        plan.copies
-            .extend(known.filter(|page| self.is_private_in(leaf, *page)));
-        let nr_known = plan.copies.len();
+        for page in data.iter().copied() {
+            if self.is_private_in(leaf, page) {
+                match is_zero(page) {
+                    true if self.below(leaf, page) == Seen::Nothing => {
+                        plan.same.push((page, Seen::Nothing));
+                    }
+                    true => plan.zeroes.push(page),
+                    false => plan.copies.push(page),
+                }
+            }
+        }
         for page in without(self.private_pages(leaf), data) {
             let below = self.below(leaf, page);
             match look(page, below) {
@@ -231,21 +273,20 @@ impl Tree {
                 Content::Data => plan.copies.push(page),
             }
         }
-        if plan.copies.len() > nr_known {
-            // Neighbours in RAM are to be neighbours in the file.
-            plan.copies.sort_unstable();
-        }
+        plan.zeroes.sort_unstable();
+        plan.same.sort_unstable_by_key(|(page, _)| *page);
         plan
     }
 
-    /// Freezes `leaf`, whose copies are in the file pages `stored`. Every slot
-    /// that changes is there already, so nothing can fail.
-    pub(crate) fn freeze_as_planned(
+    /// The list of `leaf` is what the plan says, its copies in the file pages
+    /// `stored`: it can be [frozen](Self::freeze). Every slot that changes is
+    /// there already, so nothing can fail.
+    pub(crate) fn fill_as_planned(
         &mut self,
         leaf: NodeId,
         plan: &FreezePlan,
         stored: impl Iterator<Item = u64>,
-    ) -> NodeId {
+    ) {
         const HAS_A_SLOT: &str = "private pages have slots";
         let list = &mut self.node_mut(leaf).list;
         for (page, file_page) in plan.copies.iter().zip(stored) {
@@ -261,7 +302,6 @@ impl Tree {
         for (page, _) in &plan.same {
             let _private = list.remove_page(page.byte_offset()).take_frame();
         }
-        self.freeze(leaf)
     }
 
     /// What each of `pages` of `leaf` shows when the leaf has nothing of its

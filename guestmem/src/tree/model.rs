@@ -319,12 +319,10 @@ impl World {
             return self.tree.freeze(leaf);
         }
         // Some were looked at before, and held data then.
-        let known: Vec<_> = self
-            .tree
-            .private_pages(leaf)
-            .filter(|page| page.0 % 3 == 0 && self.differs_from_below(leaf, *page))
-            .collect();
-        let plan = self.tree.plan_freeze(leaf, &known, |page, below| {
+        let private = self.tree.private_pages(leaf);
+        let known: Vec<_> = private.filter(|page| page.0 % 3 == 0).collect();
+        let is_zero = |page: PageIdx| self.private[&(leaf, page.0)] == 0;
+        let plan = self.tree.plan_freeze(leaf, &known, is_zero, |page, below| {
             assert!(!known.contains(&page), "{page:?} is known already");
             let value = self.private[&(leaf, page.0)];
             let shown = self.value_of(leaf, below);
@@ -343,13 +341,8 @@ impl World {
             assert_eq!(self.file.insert(file_page, value), None, "a frame in use");
         }
         self.private.retain(|(of, _), _| *of != leaf);
-        self.tree.freeze_as_planned(leaf, &plan, stored)
-    }
-
-    fn differs_from_below(&self, leaf: NodeId, page: PageIdx) -> bool {
-        let value = self.private[&(leaf, page.0)];
-        let below = self.tree.below(leaf, page);
-        value != 0 && value != self.value_of(leaf, below)
+        self.tree.fill_as_planned(leaf, &plan, stored);
+        self.tree.freeze(leaf)
     }
 
     /// The VM becomes what it was when it was frozen last, if that can be told.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use pagelist::{FrameId, Run, RunKind, SlotRef};
 
-use super::{NodeId, Reach, Tree};
-use crate::frame::file_frame;
+use super::{FreezePlan, NodeId, Reach, Tree};
+use crate::frame::{file_frame, is_private};
 use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
 
@@ -53,6 +53,11 @@ impl From<Run> for ViewRun {
 }
 
 impl ViewRun {
+    /// Whether its frames live in a window.
+    fn is_private(&self) -> bool {
+        matches!(self.source, Source::Frames(first) if is_private(first))
+    }
+
     /// The part of the run that lies within `pages`, which overlap it.
     fn within(&self, pages: &Range<u64>) -> Self {
         self.part(self.pages.start.max(pages.start)..self.pages.end.min(pages.end))
@@ -117,6 +122,40 @@ impl Tree {
     pub(crate) fn view(&self, from: NodeId) -> Vec<ViewRun> {
         let all = 0..self.node(from).nr_pages();
         self.runs_along(Reach::new(from, all.clone()), all)
+    }
+
+    /// What `leaf` will see once it is frozen as `found` says, with its copies in
+    /// the file from `first_frame` on.
+    pub(crate) fn view_when_frozen(
+        &self,
+        leaf: NodeId,
+        found: &FreezePlan,
+        first_frame: u64,
+    ) -> Vec<ViewRun> {
+        let mut cover = Cover::default();
+        for (page, shown) in found.shown(first_frame..) {
+            let pages = page.0..page.0 + 1;
+            match shown {
+                Seen::Frame(first) => cover.put_under(&ViewRun {
+                    pages,
+                    source: Source::Frames(first),
+                }),
+                Seen::Zero => cover.put_under(&ViewRun {
+                    pages,
+                    source: Source::Zero,
+                }),
+                Seen::Nothing => {}
+            }
+        }
+        let node = self.node(leaf);
+        let all = 0..node.nr_pages();
+        let own = node.list.runs_in(all.clone()).map(ViewRun::from);
+        own.filter(|run| !run.is_private())
+            .for_each(|run| cover.put_under(&run));
+        self.runs_below(leaf, all)
+            .iter()
+            .for_each(|run| cover.put_under(run));
+        cover.into_runs()
     }
 
     /// What `pages` of `id` would show if it held nothing itself.

@@ -8,16 +8,14 @@ use std::ops::Range;
 use guestmem::{BlankWindow, Layer, PAGE_SIZE, Ram};
 use vm_memory::{Bytes, GuestAddress};
 
-/// Freezes as a VMM does: root RAM moves to a staged window, the rest copies.
+/// Freezes as a VMM does.
 pub(crate) fn freeze(ram: &mut Ram) -> Layer {
-    if ram.moves_when_frozen() {
+    let mut prepared = ram.prepare_freeze().unwrap();
+    if prepared.wants_window() {
         let blank = BlankWindow::new(ram.layout()).unwrap();
-        let staged = ram.stage(&blank).unwrap();
-        ram.freeze_root(staged).0
-    } else {
-        let mut prepared = ram.prepare_freeze().unwrap();
-        ram.freeze_in_place(&mut prepared).unwrap()
+        ram.stage(&mut prepared, &blank).unwrap();
     }
+    ram.freeze(&mut prepared).unwrap().0
 }
 
 fn gpa(ram: &Ram, page: u64) -> GuestAddress {
