@@ -60,7 +60,8 @@ impl Family {
         Ok(shell)
     }
 
-    fn make_shell(&self) -> Result<Bound, VmError> {
+    /// The same, made now.
+    pub(crate) fn make_shell(&self) -> Result<Bound, VmError> {
         let blank = Blank::new(&self.host, &self.cpuids)?;
         Ok(blank.bind(BlankWindow::new(self.layout)?)?)
     }

@@ -7,7 +7,7 @@ use guestmem::{Layer, Ram};
 use crate::background;
 use crate::devices::{Console, ConsoleMode, Devices};
 use crate::error::VmError;
-use crate::kvm::shell::{Shell, Vcpu};
+use crate::kvm::shell::{Bound, Shell, Vcpu};
 use crate::machine::{Family, Machine, MachineState};
 use crate::pool::{Pool, Warm};
 use crate::vm::Vm;
@@ -107,7 +107,8 @@ impl Snapshot {
     /// Memory, a shell around it, and vCPUs as they were.
     pub(crate) fn embody(&self) -> Result<(Ram, Shell, Vec<Vcpu>), VmError> {
         let Some(warm) = self.pool.take() else {
-            let Warm { vcpus, shell, ram } = self.point.make()?;
+            let shell = self.point.family.shell()?;
+            let Warm { vcpus, shell, ram } = self.point.make(shell)?;
             return Ok((ram.into_ram(), shell, vcpus));
         };
         self.refill();
@@ -123,7 +124,7 @@ impl Snapshot {
         }
         let pool = Arc::clone(&self.pool);
         let point = Arc::downgrade(&self.point);
-        background::ahead(move || while pool.fill(|| Some(point.upgrade()?.make())) {});
+        background::ahead(move || while pool.fill(|| Some(point.upgrade()?.make_ahead())) {});
     }
 }
 
@@ -134,9 +135,13 @@ impl Drop for Snapshot {
 }
 
 impl Point {
+    /// One for the pool. Shells that lie ready are for those who cannot wait.
+    fn make_ahead(&self) -> Result<Warm, VmError> {
+        self.make(self.family.make_shell()?)
+    }
+
     /// All of a fork that does not depend on when it is taken.
-    fn make(&self) -> Result<Warm, VmError> {
-        let bound = self.family.shell()?;
+    fn make(&self, bound: Bound) -> Result<Warm, VmError> {
         let ram = self.layer.spare(bound.window())?;
         let (shell, vcpus) = bound.with(ram.window());
         self.state.restore(&shell, vcpus.iter())?;
