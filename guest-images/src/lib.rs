@@ -88,6 +88,9 @@ guests! {
     Zeros = "zeros".bin,
     /// Asks to be forked three generations deep; exits with its lineage.
     Forker = "forker".bin,
+    /// Asks to be forked; then one of the two grows and the other does not.
+    /// Options: `grows=N`, `pages=N`, `rounds=N`.
+    Grow = "grow".bin,
     /// Counts in memory for ever without an exit.
     Spin = "spin".bin,
     /// Is interrupted by its timer, spinning and waiting. Option: `ticks=N`.

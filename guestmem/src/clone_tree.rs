@@ -21,6 +21,7 @@ use crate::frame::{Arena, FrameSet};
 use crate::settle::{read_back_layers, reconcile, settle_leaf};
 use crate::state::{Gone, State};
 use crate::stats::TreeStats;
+use crate::sys::memfd::Memfd;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Reading, Role, Tree, Viewers};
 
@@ -28,6 +29,8 @@ use crate::tree::{NodeId, Reading, Role, Tree, Viewers};
 #[derive(Debug)]
 pub struct CloneTree {
     pagemap: Pagemap,
+    /// The arena's, to count its pages without the lock.
+    file: Arc<Memfd>,
     state: Mutex<State>,
 }
 
@@ -36,6 +39,7 @@ impl CloneTree {
         let pagemap = Pagemap::open()
             .map_err(|source| MemoryError::os("open /proc/self/pagemap", 0, source))?;
         let arena = Arena::new(nr_pages)?;
+        let file = arena.file();
         let (tree, root) = Tree::new(nr_pages, reading);
         let state = Mutex::new(State {
             tree,
@@ -43,7 +47,11 @@ impl CloneTree {
             leaves: BTreeMap::new(),
             gone: Vec::new(),
         });
-        let tree = Arc::new(Self { pagemap, state });
+        let tree = Arc::new(Self {
+            pagemap,
+            file,
+            state,
+        });
         Ok((tree, root))
     }
 
@@ -55,6 +63,10 @@ impl CloneTree {
 
     pub(crate) fn pagemap(&self) -> &Pagemap {
         &self.pagemap
+    }
+
+    pub(crate) fn file(&self) -> &Memfd {
+        &self.file
     }
 
     /// Reads back what the kernel did to every VM of the tree, and adds up who

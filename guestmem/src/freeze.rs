@@ -26,8 +26,8 @@ use crate::sys::pagemap::Pagemap;
 use crate::tree::{Content, FreezePlan, NodeId, WindowPlan, without};
 use crate::window::{BlankWindow, Window, Writes};
 
-/// Copies in a window beyond which its VM moves to another when it is frozen:
-/// comparing them takes about as long as moving.
+/// Copies that a freeze may leave in a window: where there would be more, the
+/// VM moves to another. Comparing so many takes about as long as moving.
 const MOST_COPIES: usize = 256;
 
 /// Frames in stock beyond an eighth of the pages known: those a VM touches
@@ -70,6 +70,7 @@ pub(crate) fn prepare(
     reserve_copies(state, leaf, &[])?;
     let found = look_at_all(state, leaf, &[]);
     let known = found.copies.len() as u64;
+    // What is private now has been noted as a copy to be.
     let at_leaf = &state.leaves[&leaf];
     Ok(Prepared {
         stock: state.arena.stock_up(known + known / 8 + STOCK_MARGIN)?,

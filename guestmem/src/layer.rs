@@ -8,8 +8,8 @@ use crate::frame::{Arena, file_frame};
 use crate::layout::{PageIdx, RamLayout};
 use crate::ram::Ram;
 use crate::ram_window::RamWindow;
-use crate::state::{Leaf, MAP_BUDGET, State};
-use crate::tree::{NodeId, Seen, WindowPlan};
+use crate::state::{Leaf, State};
+use crate::tree::{NodeId, Seen};
 use crate::window::{BlankWindow, Window};
 
 /// Frozen RAM: a layer held by a snapshot. It never changes; RAM forked from
@@ -100,8 +100,7 @@ impl Layer {
         Arena::can_number(nr_pages)?;
         let end = first.0.saturating_add(nr_pages);
         let reach = state.tree.part_of(self.claim.layer, first.0..end);
-        let view = state.tree.view_through(reach);
-        let plan = WindowPlan::new(&view, &state.arena.zero_for_ever(), MAP_BUDGET);
+        let plan = state.plan_window(reach);
         let window = Arc::new(Window::planned(&state.arena, blank, &plan)?);
         let mut at_leaf = Leaf::new(Arc::clone(&window));
         for run in &plan.copies {

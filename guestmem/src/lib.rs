@@ -36,6 +36,7 @@
 //! ```
 
 mod clone_tree;
+mod committed;
 mod copies;
 mod error;
 #[cfg(test)]

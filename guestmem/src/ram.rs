@@ -84,7 +84,7 @@ impl Ram {
         RamWindow {
             layout: self.layout,
             window: Arc::clone(&self.window),
-            _claim: Arc::clone(&self.claim),
+            claim: Arc::clone(&self.claim),
         }
     }
 
@@ -127,7 +127,7 @@ impl Ram {
         Ok(staged.map(|window| RamWindow {
             layout: self.layout,
             window,
-            _claim: Arc::clone(&self.claim),
+            claim: Arc::clone(&self.claim),
         }))
     }
 

@@ -15,7 +15,7 @@ pub struct RamWindow {
     pub(crate) layout: RamLayout,
     // Goes before the claim, whose end gives frames back.
     pub(crate) window: Arc<Window>,
-    pub(crate) _claim: Arc<LeafClaim>,
+    pub(crate) claim: Arc<LeafClaim>,
 }
 
 impl RamWindow {

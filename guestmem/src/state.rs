@@ -11,7 +11,7 @@ use crate::error::MemoryError;
 use crate::frame::Arena;
 use crate::layout::PageIdx;
 use crate::sys::pagemap::Pagemap;
-use crate::tree::{NodeId, Tree};
+use crate::tree::{NodeId, Reach, Tree, WindowPlan};
 use crate::window::Window;
 
 /// Mappings that one window may be made of.
@@ -85,6 +85,12 @@ impl Leaf {
 }
 
 impl State {
+    /// How a window over what `reach` says is made.
+    pub(crate) fn plan_window(&mut self, reach: Reach) -> WindowPlan {
+        let view = self.tree.view_through(reach);
+        WindowPlan::new(&view, &self.arena.zero_for_ever(), MAP_BUDGET)
+    }
+
     /// File pages that some list holds.
     pub(crate) fn listed_file_pages(&self) -> u64 {
         self.tree.ids().map(|id| self.tree.file_pages_of(id)).sum()

@@ -1,5 +1,6 @@
 //! Building a machine from a kernel image.
 
+use std::io;
 use std::sync::Arc;
 
 use guestmem::{Backing, LayoutError, MemoryError, Ram, RamLayout};
@@ -10,6 +11,7 @@ use crate::error::{ShellError, StateError};
 use crate::kvm::host::Host;
 use crate::kvm::shell::{Blank, Shell};
 use crate::kvm::state::start_vcpu;
+use crate::limits::{Limits, MemoryLimit, may_build};
 use crate::machine::{Family, Machine};
 use crate::vm::Vm;
 
@@ -56,6 +58,12 @@ pub enum BuildError {
     /// A vCPU could not be put at its entry.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The kernel alone takes more than a hard limit allows.
+    #[error("loading the kernel commits {} bytes, more than the hard memory limit of {}", .0.committed_bytes, .0.limit_bytes)]
+    OverLimit(MemoryLimit),
+    /// No thread to watch the limits with.
+    #[error("cannot start a thread to watch memory limits: {0}")]
+    Thread(#[source] io::Error),
 }
 
 /// What a VM is to be; [`build`](Self::build) makes it.
@@ -69,6 +77,8 @@ pub struct VmBuilder {
     cmdline: String,
     initrd: Option<Vec<u8>>,
     console: ConsoleMode,
+    limits: Limits,
+    family_limits: Limits,
 }
 
 impl VmBuilder {
@@ -83,6 +93,8 @@ impl VmBuilder {
             cmdline: String::new(),
             initrd: None,
             console: ConsoleMode::default(),
+            limits: Limits::NONE,
+            family_limits: Limits::NONE,
         }
     }
 
@@ -129,6 +141,21 @@ impl VmBuilder {
         self
     }
 
+    /// How much the VM may commit, and so each of its forks. No limit if
+    /// nothing is said.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// How much the VM and all that descends from it may commit together.
+    #[must_use]
+    pub fn family_limits(mut self, limits: Limits) -> Self {
+        self.family_limits = limits;
+        self
+    }
+
     /// Makes the VM. It is paused at its first instruction.
     ///
     /// # Errors
@@ -157,12 +184,19 @@ impl VmBuilder {
             self.initrd.as_deref(),
         )?;
 
+        let may_have = |bytes| {
+            may_build(bytes, &self.limits, &self.family_limits).map_err(BuildError::OverLimit)
+        };
+        may_have(plan.loaded_bytes())?;
         let ram = Ram::new(layout, self.backing)?;
         plan.load(&ram.guest_ram())?;
+        // Page tables and huge pages come on top of what was asked for.
+        may_have(ram.committed_bytes()?)?;
         let family = Family::new(
             Arc::clone(&self.host),
             Shell::cpuids(&self.host, self.cpus)?,
             layout,
+            Arc::clone(ram.tree()),
         );
         let blank = Blank::new(&self.host, &family.cpuids)?;
         let (shell, vcpus) = blank.bind_to(ram.window())?;
@@ -180,6 +214,10 @@ impl VmBuilder {
         let devices = Devices::new(vcpus.len(), family.next_generation(), Arc::clone(&console));
         let number = family.next_number();
         let machine = Machine::new(family, number, vcpus, devices, ram, console);
+        let ledger = &machine.family.ledger;
+        machine.seat.set_limits(self.limits);
+        ledger.set_limits(self.family_limits);
+        ledger.watch().map_err(BuildError::Thread)?;
         Ok(Vm::new(machine, shell))
     }
 }

@@ -86,6 +86,7 @@ impl Control {
             layer,
             state,
             machine.console.mode(),
+            machine.seat.limits(),
         ))
     }
 

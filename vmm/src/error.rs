@@ -7,6 +7,7 @@ use guestmem::MemoryError;
 use crate::event::Event;
 pub use crate::kvm::shell::ShellError;
 pub use crate::kvm::state::StateError;
+use crate::limits::MemoryLimit;
 
 /// Why an operation on a VM failed. The VM is as it was before the call,
 /// unless the variant says otherwise.
@@ -24,6 +25,19 @@ pub enum VmError {
     /// The guest has ended; only a reset brings it back.
     #[error("the guest has ended ({0:?}): reset the VM to a snapshot first")]
     Ended(Event),
+    /// The VM has committed more than a hard limit allows, its own or, if that
+    /// has stopped it, its family's.
+    #[error("{0}")]
+    OverLimit(MemoryLimit),
+    /// What was asked for commits memory, and the family's hard limit has no
+    /// room for it.
+    #[error("{wanted_bytes} bytes more are wanted, and the hard memory limit of the family is {} with {} committed: raise the limit, or reset or drop VMs of the family", limit.limit_bytes, limit.committed_bytes)]
+    WouldExceed {
+        /// The limit and what is committed.
+        limit: MemoryLimit,
+        /// What it would have committed, at most.
+        wanted_bytes: u64,
+    },
     /// The VM is not running, so there is nothing to wait for.
     #[error("the VM is not running: resume it first")]
     NotRunning,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::limits::MemoryLimit;
+
 /// Why a machine is stopped. Every event stops all of its vCPUs at once, so
 /// that what is forked, reset or measured next is exactly what the guest left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +15,14 @@ pub enum Event {
     /// The guest asks to be forked. [`fork`](crate::Vm::fork) answers;
     /// resuming without it refuses.
     ForkRequest,
+    /// It has committed more than a hard limit allows, or its family has while
+    /// it was growing. Nothing is lost: raise the limit or give memory back,
+    /// then resume it.
+    MemoryLimit(MemoryLimit),
+    /// The host could not give memory for a guest page, of which the fault
+    /// tells. Nothing is lost: resume it when the host has memory again, and it
+    /// tries once more.
+    OutOfMemory(Fault),
     /// The guest has ended with this code. Only a reset brings it back.
     Exited(u8),
     /// The guest cannot go on. Only a reset brings it back.
@@ -26,7 +36,7 @@ impl Event {
     }
 }
 
-/// What stopped a guest that cannot go on, and where.
+/// What stopped a guest against its will, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The vCPU.
@@ -37,7 +47,7 @@ pub struct Fault {
     pub kind: FaultKind,
 }
 
-/// What stopped a guest that cannot go on.
+/// What stopped a guest against its will.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FaultKind {
     /// An exception that the guest did not handle itself.
@@ -68,7 +78,9 @@ pub enum FaultKind {
         bytes: Vec<u8>,
     },
     /// A guest page whose host memory cannot be had (out of memory, or the
-    /// file behind it has failed).
+    /// file behind it has failed). Mostly an [`Event::OutOfMemory`]; the guest
+    /// has [failed](Event::Failed) where KVM was emulating the instruction, as
+    /// it has forgotten then how far it was.
     Backing {
         /// Guest-physical address, if KVM says.
         gpa: Option<u64>,

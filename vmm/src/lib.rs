@@ -6,7 +6,8 @@
 //!    ├─ shell    the VM as KVM knows it: vCPUs, local APICs, memslots.
 //!    │           A VM can move to another one while its owner holds on to it
 //!    ├─ RAM      guestmem: a leaf of a clone tree, and its window
-//!    └─ devices  plain data, saved and restored whole
+//!    ├─ devices  plain data, saved and restored whole
+//!    └─ limits   how much memory it and its family may have committed
 //! ```
 //!
 //! ```no_run
@@ -34,6 +35,7 @@ mod devices;
 mod error;
 mod event;
 mod kvm;
+mod limits;
 mod machine;
 mod pool;
 mod snapshot;
@@ -50,5 +52,6 @@ pub use guestmem::{
     TreeStats,
 };
 pub use kvm::host::{Host, HostError};
+pub use limits::{Limits, LimitsError, MemoryLimit, Notice, Whose};
 pub use snapshot::Snapshot;
 pub use vm::{Vm, VmStats, ZeroScan};

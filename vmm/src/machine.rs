@@ -6,9 +6,9 @@
 //! who waits for vCPUs to park can wait with it held.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use guestmem::{BlankWindow, PageIdx, Ram, RamLayout};
+use guestmem::{BlankWindow, CloneTree, PageIdx, Ram, RamLayout};
 use kvm_bindings::{CpuId, kvm_clock_data};
 
 use crate::background;
@@ -17,6 +17,7 @@ use crate::error::VmError;
 use crate::kvm::host::Host;
 use crate::kvm::shell::{Blank, Bound, Shell, Vcpu};
 use crate::kvm::state::VcpuState;
+use crate::limits::{Ledger, Seat};
 use crate::vcpu::gate::Gate;
 
 /// Shells kept for the next fork: one for the child, one for a parent that has
@@ -35,10 +36,23 @@ pub(crate) struct Family {
     shells: Mutex<Vec<Bound>>,
     next_number: AtomicU64,
     next_generation: AtomicU64,
+    /// Memory limits.
+    pub(crate) ledger: Arc<Ledger>,
+}
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        self.ledger.close();
+    }
 }
 
 impl Family {
-    pub(crate) fn new(host: Arc<Host>, cpuids: Vec<CpuId>, layout: RamLayout) -> Arc<Self> {
+    pub(crate) fn new(
+        host: Arc<Host>,
+        cpuids: Vec<CpuId>,
+        layout: RamLayout,
+        tree: Arc<CloneTree>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             host,
             cpuids,
@@ -46,6 +60,7 @@ impl Family {
             shells: Mutex::default(),
             next_number: AtomicU64::new(0),
             next_generation: AtomicU64::new(1),
+            ledger: Ledger::new(tree),
         })
     }
 
@@ -111,6 +126,8 @@ pub(crate) struct Machine {
     scanned_to: Mutex<PageIdx>,
     pub(crate) console: Arc<Console>,
     pub(crate) family: Arc<Family>,
+    /// Its place in the family's ledger.
+    pub(crate) seat: Arc<Seat>,
     number: u64,
     layout: RamLayout,
 }
@@ -124,16 +141,19 @@ impl Machine {
         ram: Ram,
         console: Arc<Console>,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let machine = Arc::new(Self {
             gate: Gate::new(vcpus),
             devices: Mutex::new(devices),
             layout: ram.layout(),
             ram: Mutex::new(ram),
             scanned_to: Mutex::default(),
             console,
+            seat: family.ledger.seat(number),
             family,
             number,
-        })
+        });
+        machine.seat.occupy(&machine);
+        machine
     }
 
     pub(crate) fn devices(&self) -> MutexGuard<'_, Devices> {
@@ -142,6 +162,15 @@ impl Machine {
 
     pub(crate) fn ram(&self) -> MutexGuard<'_, Ram> {
         self.ram.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its RAM, unless somebody is working on it.
+    pub(crate) fn try_ram(&self) -> Option<MutexGuard<'_, Ram>> {
+        match self.ram.try_lock() {
+            Ok(ram) => Some(ram),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     pub(crate) fn scanned_to(&self) -> MutexGuard<'_, PageIdx> {

@@ -8,6 +8,7 @@ use crate::background;
 use crate::devices::{Console, ConsoleMode, Devices};
 use crate::error::VmError;
 use crate::kvm::shell::{Bound, Shell, Vcpu};
+use crate::limits::Limits;
 use crate::machine::{Family, Machine, MachineState};
 use crate::pool::{Pool, Warm};
 use crate::vm::Vm;
@@ -28,6 +29,8 @@ pub(crate) struct Point {
     pub(crate) layer: Layer,
     pub(crate) state: MachineState,
     console: ConsoleMode,
+    /// What forks of it inherit.
+    limits: Limits,
 }
 
 impl Snapshot {
@@ -36,6 +39,7 @@ impl Snapshot {
         layer: Layer,
         state: MachineState,
         console: ConsoleMode,
+        limits: Limits,
     ) -> Self {
         Self {
             pool: Arc::default(),
@@ -44,6 +48,7 @@ impl Snapshot {
                 layer,
                 state,
                 console,
+                limits,
             }),
         }
     }
@@ -84,13 +89,16 @@ impl Snapshot {
     /// call returns the new VM's number.
     ///
     /// # Errors
-    /// If the host lacks memory or will not make a VM.
+    /// If the family's hard memory limit leaves no room, or the host lacks
+    /// memory or will not make a VM.
     pub fn fork(&self) -> Result<Vm, VmError> {
+        self.point.family.may_fork(&self.point.layer)?;
         let (ram, shell, vcpus) = self.embody()?;
         let Point {
             family,
             state,
             console,
+            limits,
             ..
         } = &*self.point;
         let number = family.next_number();
@@ -101,6 +109,7 @@ impl Snapshot {
         devices.control.set_generation(generation);
         devices.control.answer_fork(Some(number));
         let machine = Machine::new(Arc::clone(family), number, vcpus, devices, ram, console);
+        machine.seat.set_limits(*limits);
         Ok(Vm::new(machine, shell))
     }
 

@@ -31,7 +31,7 @@ use crate::vcpu::run;
 #[derive(Debug)]
 pub struct Vm {
     control: Mutex<Control>,
-    machine: Arc<Machine>,
+    pub(crate) machine: Arc<Machine>,
 }
 
 /// What came of a look for zero pages.
@@ -69,7 +69,8 @@ impl Vm {
     /// and nobody made is refused. A running VM goes on running.
     ///
     /// # Errors
-    /// If the guest has ended, or the host has no thread for a vCPU.
+    /// If the guest has ended, if it is over a hard [limit](Self::set_limits)
+    /// still, or the host has no thread for a vCPU.
     pub fn resume(&self) -> Result<(), VmError> {
         self.start(0)
     }
@@ -124,7 +125,8 @@ impl Vm {
     /// returns 0 here and the child's [number](Self::number) in the child.
     ///
     /// # Errors
-    /// If the guest has ended, or the host lacks memory or will not make a VM.
+    /// If the guest has ended, a hard [limit](Self::set_limits) leaves no room,
+    /// or the host lacks memory or will not make a VM.
     pub fn fork(&self) -> Result<Vm, VmError> {
         let was_running = self.machine.gate.is_running();
         let snapshot = self.snapshot()?;
@@ -141,7 +143,7 @@ impl Vm {
                 // It asked while this fork was under way. Whoever ran it has
                 // been told so, and left.
                 self.start_threads(&mut control, 0)?;
-                self.machine.gate.resume();
+                self.let_run();
             }
         }
         Ok(child)
@@ -155,6 +157,7 @@ impl Vm {
     /// As [`fork`](Self::fork).
     pub fn snapshot(&self) -> Result<Snapshot, VmError> {
         let mut control = self.control();
+        self.machine.may_freeze()?;
         // All that takes long or may fail comes first, while the VM runs.
         let mut ahead = Ahead::prepare(&self.machine)?;
         let mut held = self.hold()?;
@@ -169,7 +172,8 @@ impl Vm {
     ///
     /// Quick (what the guest has dirtied is copied back) when `snapshot` is the
     /// last one taken and the VM was not forked since; otherwise the VM moves
-    /// to fresh memory, as a fork does.
+    /// to fresh memory, as a fork does. A VM that is above a memory limit, soft
+    /// or hard, moves too, and so gives back all that it had.
     ///
     /// # Errors
     /// If the snapshot is of another family, or the host lacks memory. A VM that
@@ -182,8 +186,9 @@ impl Vm {
         }
         let mut control = self.control();
         let mut gate = self.pause_gate()?;
+        let gives_back = machine.is_above_a_limit()?;
         let mut ram = machine.ram();
-        let restored = if ram.can_reset_to(&snapshot.point().layer) {
+        let restored = if !gives_back && ram.can_reset_to(&snapshot.point().layer) {
             let copied_back = ram.reset(&snapshot.point().layer).map_err(VmError::from);
             copied_back.and_then(|_| control.restore(&gate, &snapshot.point().state))
         } else {
@@ -301,6 +306,7 @@ impl Vm {
         if self.machine.gate.is_running() {
             return Ok(());
         }
+        self.machine.may_run()?;
         let gate = self.pause_gate()?;
         if let Some(event) = gate.final_event() {
             return Err(VmError::Ended(event.clone()));
@@ -308,7 +314,7 @@ impl Vm {
         drop(gate);
         self.machine.devices().control.answer_fork(None);
         self.start_threads(&mut control, first)?;
-        self.machine.gate.resume();
+        self.let_run();
         Ok(())
     }
 
@@ -329,6 +335,11 @@ impl Vm {
         Ok(())
     }
 
+    fn let_run(&self) {
+        self.machine.gate.resume();
+        self.machine.was_let_run();
+    }
+
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -346,5 +357,6 @@ impl Drop for Vm {
             let _ = thread.join();
         }
         control.wait_retired();
+        self.machine.family.ledger.leave(&self.machine.seat);
     }
 }

@@ -300,11 +300,93 @@ fn memory_and_cpus_that_cannot_be_are_refused_by_value() {
 }
 
 #[test]
+fn a_vm_over_its_memory_limit_ends_with_a_code_of_its_own_and_says_why() {
+    if !kvm("memory limits") {
+        return;
+    }
+    let scratch = Scratch::new("limits");
+    let touch = scratch.guest(Guest::Touch);
+    let with = |options: &[&'static str]| {
+        let mut args = vec!["--kernel", text(&touch), "--memory", "size=512M"];
+        args.extend(options);
+        args.iter().map(|arg| arg.to_string()).collect::<Vec<_>>()
+    };
+    let fails_with = |options: &[&'static str], words: &[&str]| {
+        let args = with(options);
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        fails(&args, 75, words);
+    };
+    let much = ["--cmdline", "pages=65536"];
+    fails_with(
+        &[&["--memory-limit", "16M"], &much[..]].concat(),
+        &["VM 0", "hard memory limit", "16777216"],
+    );
+    fails_with(
+        &[&["--family-limit", "hard=16M"], &much[..]].concat(),
+        &["the family", "hard memory limit", "16777216"],
+    );
+    fails_with(&["--memory-limit", "4K"], &["loading the kernel", "4096"]);
+
+    // A soft limit stops nothing.
+    let args = with(&["--memory-limit", "soft=1M", "--cmdline", "pages=2048"]);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let output = vmm(&args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for word in ["VM 0", "soft memory limit", "1048576"] {
+        assert!(said.contains(word), "{said}");
+    }
+}
+
+#[test]
+fn the_others_go_on_when_one_of_a_family_is_over_a_limit() {
+    if !kvm("siblings of a VM over its limit") {
+        return;
+    }
+    let scratch = Scratch::new("siblings");
+    let grow = scratch.guest(Guest::Grow);
+    // The exit code is the first VM's; the child's end is only a line.
+    for (limit, grows, code) in [
+        ("--memory-limit", "grows=0", 75),
+        ("--memory-limit", "grows=1", 0),
+        ("--family-limit", "grows=0", 75),
+        ("--family-limit", "grows=1", 0),
+    ] {
+        let cmdline = format!("pages=1000000 {grows}");
+        let args = ["--kernel", text(&grow), "--memory", "size=4G", limit, "16M"];
+        let output = vmm(&[&args[..], &["--cmdline", &cmdline]].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{limit} {grows}: {said}");
+        assert_eq!(said.lines().count(), 1, "{limit} {grows}: {said}");
+        assert!(said.contains("hard memory limit"), "{said}");
+        assert_eq!(output.stdout, b"wrote one page 10000000 times\n", "{said}");
+    }
+}
+
+#[test]
+fn a_family_within_its_limits_forks_as_ever() {
+    if !kvm("a family within its limits") {
+        return;
+    }
+    let scratch = Scratch::new("within");
+    let forker = scratch.guest(Guest::Forker);
+    let args = ["--kernel", text(&forker), "--memory-limit", "8M"];
+    let limited = [&args[..], &["--family-limit", "64M,soft=48M"]].concat();
+    let output = vmm(&limited);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!((output.status.code(), said.lines().count()), (Some(0), 8));
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
 fn wrong_arguments_have_a_code_of_their_own_and_help_has_none() {
     for args in [
         &["--no-such-flag"][..],
         &["--memory", "size=12Q"],
         &["--memory", "backing=paper"],
+        &["--memory-limit", "soft=2M,hard=1M"],
+        &["--family-limit", "most=1M"],
         &["--cpus", "many"],
         &["--cmdline", "x"],
         &["stray"],

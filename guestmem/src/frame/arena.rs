@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use super::{FIRST_PRIVATE, FrameNumbers, FrameSet, Stock};
 use crate::error::MemoryError;
@@ -28,7 +29,7 @@ pub(crate) struct Arena {
     /// Committed pages that are in stock: no list holds them yet.
     in_stock: u64,
     view: View,
-    file: Memfd,
+    file: Arc<Memfd>,
 }
 
 impl Arena {
@@ -47,7 +48,7 @@ impl Arena {
             frees: 0,
             in_stock: 0,
             view,
-            file,
+            file: Arc::new(file),
         })
     }
 
@@ -87,6 +88,11 @@ impl Arena {
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// The file, for whoever counts its pages without the tree's lock.
+    pub(crate) fn file(&self) -> Arc<Memfd> {
+        Arc::clone(&self.file)
     }
 
     /// A committed file page, for reading.

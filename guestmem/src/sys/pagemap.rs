@@ -59,6 +59,22 @@ const PAGEMAP_SCAN: libc::c_ulong = {
 /// Regions fetched at a time.
 const BATCH: usize = 512;
 
+/// Pages met in one [`Walk::Short`].
+const SHORT: u64 = 4096;
+
+/// Pages that are not private even though they are present.
+const NOT_PRIVATE: u64 = PAGE_IS_FILE | PAGE_IS_PFNZERO;
+
+/// How the kernel is to walk page tables. It holds the process's map of memory
+/// for a walk, and whoever maps or unmaps a window waits for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Walk {
+    /// As far as there is room for regions: quickest for whoever asks.
+    Long,
+    /// Some 100 µs at a time: for whoever should not be noticed.
+    Short,
+}
+
 /// The page tables of this process.
 #[derive(Debug)]
 pub(crate) struct Pagemap(File);
@@ -77,11 +93,49 @@ impl Pagemap {
         mapping: &Mapping,
         nr_pages: u64,
     ) -> io::Result<Vec<Range<PageIdx>>> {
+        let mut found: Vec<Range<PageIdx>> = Vec::new();
+        let note = |pages: Range<PageIdx>| match found.last_mut() {
+            Some(last) if last.end == pages.start => last.end = pages.end,
+            _ => found.push(pages),
+        };
+        self.each_private_run(mapping, nr_pages, Walk::Long, note, || ())?;
+        Ok(found)
+    }
+
+    /// How many pages of `mapping` it holds for itself. Nobody waits long for
+    /// whoever asks, however many they are; `between` is called between walks.
+    pub(crate) fn nr_private_pages(
+        &self,
+        mapping: &Mapping,
+        mut between: impl FnMut(),
+    ) -> io::Result<u64> {
+        let mut count = 0;
+        let found = |pages: Range<PageIdx>| count += pages.end.0 - pages.start.0;
+        let all = mapping.nr_pages();
+        self.each_private_run(mapping, all, Walk::Short, found, &mut between)?;
+        Ok(count)
+    }
+
+    /// Calls `found` for runs of private pages among the first `nr_pages`,
+    /// ascending; neighbours may come apart.
+    fn each_private_run(
+        &self,
+        mapping: &Mapping,
+        nr_pages: u64,
+        walk: Walk,
+        mut found: impl FnMut(Range<PageIdx>),
+        mut between: impl FnMut(),
+    ) -> io::Result<()> {
         fault::injected()?;
         let base = mapping.base().addr().get() as u64;
         let end = base + nr_pages.min(mapping.nr_pages()) * PAGE_SIZE;
+        // A short walk has to end at pages of all kinds: the kernel counts only
+        // those that it is to report.
+        let (not, max_pages) = match walk {
+            Walk::Long => (NOT_PRIVATE, 0),
+            Walk::Short => (0, SHORT),
+        };
         let mut regions = [PageRegion::default(); BATCH];
-        let mut found: Vec<Range<PageIdx>> = Vec::new();
         let mut at = base;
         while at < end {
             let mut arg = ScanArg {
@@ -90,10 +144,11 @@ impl Pagemap {
                 end,
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: BATCH as u64,
-                category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
-                category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+                max_pages,
+                category_inverted: not,
+                category_mask: not,
                 category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: NOT_PRIVATE,
                 ..ScanArg::default()
             };
             // SAFETY: `arg` and the `vec_len` regions it points at are ours
@@ -108,16 +163,18 @@ impl Pagemap {
             for region in &regions[..count] {
                 let pages = PageIdx((region.start - base) / PAGE_SIZE)
                     ..PageIdx((region.end - base) / PAGE_SIZE);
-                match found.last_mut() {
-                    Some(last) if last.end == pages.start => last.end = pages.end,
-                    _ => found.push(pages),
+                if region.categories & NOT_PRIVATE == 0 {
+                    found(pages);
                 }
             }
             if arg.walk_end <= at {
                 return Err(io::Error::other("PAGEMAP_SCAN made no progress"));
             }
             at = arg.walk_end;
+            if at < end {
+                between();
+            }
         }
-        Ok(found)
+        Ok(())
     }
 }

@@ -180,6 +180,15 @@ impl<'a> BootPlan<'a> {
         }
     }
 
+    /// Bytes of kernel and initial RAM disk that [`load`](Self::load) writes.
+    pub(crate) fn loaded_bytes(&self) -> u64 {
+        let kernel = match self.kernel.elf() {
+            None => self.kernel.bytes().len(),
+            Some(elf) => elf.segments.iter().map(|part| part.file.len()).sum(),
+        };
+        (kernel + self.initrd_bytes.len()) as u64
+    }
+
     /// Writes all of it to fresh (zero) memory.
     pub(crate) fn load<M: GuestMemory>(&self, memory: &M) -> Result<(), LoadError> {
         let write = |gpa: u64, bytes: &[u8]| {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use vmm::Backing;
+use vmm::{Backing, Limits};
 
 use super::exit;
 
@@ -39,6 +39,17 @@ pub(crate) struct Args {
     /// Most forks that guests may ask for; more are refused
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) max_forks: u32,
+
+    /// Most that each VM may commit, such as 256M or hard=256M,soft=192M: beyond
+    /// hard it ends with code 75, beyond soft a line on standard error says so
+    #[arg(long, value_name = "[hard=]SIZE[,soft=SIZE]", value_parser = parse_limits,
+          default_value = "", hide_default_value = true)]
+    pub(crate) memory_limit: Limits,
+
+    /// Most that all VMs may commit together: beyond hard those that grow end
+    #[arg(long, value_name = "[hard=]SIZE[,soft=SIZE]", value_parser = parse_limits,
+          default_value = "", hide_default_value = true)]
+    pub(crate) family_limit: Limits,
 
     /// Look at so many pages a second of every VM, and give back those that
     /// hold nothing but zeros; 0 looks at none
@@ -103,6 +114,23 @@ fn parse_memory(text: &str) -> Result<Memory, String> {
         size_bytes,
         backing,
     })
+}
+
+/// `hard=256M,soft=192M`, either alone, or a bare `256M` for hard; nothing: none.
+fn parse_limits(text: &str) -> Result<Limits, String> {
+    let (mut hard, mut soft) = (None, None);
+    for part in text.split(',').filter(|_| !text.is_empty()) {
+        let (kind, size) = part.split_once('=').unwrap_or(("hard", part));
+        let limit = match kind {
+            "hard" => &mut hard,
+            "soft" => &mut soft,
+            _ => return Err(format!("`{part}`: give hard=SIZE or soft=SIZE")),
+        };
+        if limit.replace(parse_size(size)?).is_some() {
+            return Err(format!("`{part}`: there is a {kind} limit already"));
+        }
+    }
+    Limits::new(soft, hard).map_err(|error| error.to_string())
 }
 
 /// A number of bytes with an optional K, M, G or T, in powers of 1024.
@@ -180,6 +208,24 @@ mod tests {
         ] {
             assert!(parse_memory(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn limits_are_hard_or_soft_or_both_and_never_the_wrong_way_round() {
+        let both = Limits::new(Some(192 << 20), Some(256 << 20));
+        assert_eq!(parse_limits("hard=256M,soft=192M").ok(), both.ok());
+        assert_eq!(parse_limits("soft=192M,256M").ok(), both.ok());
+        assert_eq!(parse_limits("256M"), Ok(Limits::hard(256 << 20)));
+        assert_eq!(parse_limits("soft=1G"), Ok(Limits::soft(1 << 30)));
+        assert_eq!(parse_limits(""), Ok(Limits::NONE));
+        for text in ["hard=1", "1K,soft=1K"] {
+            assert!(parse_limits(text).is_ok(), "{text}");
+        }
+        for text in ["soft=2K,hard=1K", "1K,2K", "medium=1K", "hard=", "1K,"] {
+            assert!(parse_limits(text).is_err(), "{text}");
+        }
+        let error = parse_limits("soft=2K,hard=1K").unwrap_err();
+        assert!(error.contains("2048") && error.contains("1024"), "{error}");
     }
 
     #[test]

@@ -13,7 +13,9 @@ const NO_KVM: u8 = 69;
 /// The guest stopped without ending by itself.
 pub(crate) const GUEST_FAILED: u8 = 70;
 /// The host lacks something: memory, threads, addresses.
-const HOST: u8 = 71;
+pub(crate) const HOST: u8 = 71;
+/// A hard memory limit was passed; with a higher one it might go on.
+pub(crate) const OVER_LIMIT: u8 = 75;
 /// `/dev/kvm` may not be opened.
 const NO_PERMISSION: u8 = 77;
 /// The VM asked for cannot be: its memory or number of vCPUs.
@@ -28,6 +30,7 @@ Exit codes: the guest's own, or
   69  no usable KVM on this host
   70  the guest failed (triple fault, no device at an address, …)
   71  the host refused something: memory, threads, …
+  75  a hard memory limit was passed
   77  no permission to use /dev/kvm
   78  a VM with this memory or number of vCPUs cannot be";
 
@@ -87,6 +90,7 @@ impl From<HostError> for Failure {
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
         let code = match error {
+            BuildError::OverLimit(_) => OVER_LIMIT,
             BuildError::Boot(_) => BAD_IMAGE,
             BuildError::Layout(_)
             | BuildError::BeyondAddressSpace { .. }
@@ -102,6 +106,7 @@ impl From<VmError> for Failure {
     fn from(error: VmError) -> Self {
         let code = match error {
             VmError::Ended(Event::Failed(_)) => GUEST_FAILED,
+            VmError::OverLimit(_) | VmError::WouldExceed { .. } => OVER_LIMIT,
             _ => HOST,
         };
         Self::new(&error, code)

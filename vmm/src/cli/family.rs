@@ -6,11 +6,12 @@
 use std::io::Read;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use vmm::{Event, Vm};
+use vmm::{Event, Vm, Whose};
 
-use super::exit::{Failure, GUEST_FAILED};
+use super::exit::{Failure, GUEST_FAILED, HOST, OVER_LIMIT};
 
 /// Runs `root` and its descendants to their end.
 pub(crate) fn run(root: Vm, max_forks: u32, zero_scan: u64) -> Result<u8, Failure> {
@@ -22,10 +23,17 @@ pub(crate) fn run(root: Vm, max_forks: u32, zero_scan: u64) -> Result<u8, Failur
     });
     let (alive, all_gone) = mpsc::channel();
     scan_zeros(&root, zero_scan);
+    let notices = print_notices(&root);
     let code = serve(&root, &limits, &alive);
     drop(alive);
+    // Its memory is given back now, and not when all have ended.
+    drop(root);
     // Nothing is sent: this returns when every descendant's thread has ended.
     let _ = all_gone.recv();
+    if let Some(notices) = notices {
+        // It ends with the family, when it has printed what there was.
+        let _ = notices.join();
+    }
     code
 }
 
@@ -54,6 +62,18 @@ fn serve(vm: &Vm, limits: &Arc<Limits>, alive: &mpsc::Sender<()>) -> Result<u8, 
             Event::Failed(fault) => {
                 eprintln!("vmm: VM {}: {fault}", vm.number());
                 return Ok(GUEST_FAILED);
+            }
+            // Running it again gives back what nobody sees, and says if that is
+            // not enough.
+            Event::MemoryLimit(limit) if limit.whose == Whose::Family => {}
+            // Nobody is here to raise a limit or to find memory.
+            Event::MemoryLimit(limit) => {
+                eprintln!("vmm: VM {}: stopped: {limit}", vm.number());
+                return Ok(OVER_LIMIT);
+            }
+            Event::OutOfMemory(fault) => {
+                eprintln!("vmm: VM {}: out of host memory: {fault}", vm.number());
+                return Ok(HOST);
             }
             Event::ForkRequest if !limits.take_fork() => {
                 log::warn!(
@@ -87,6 +107,17 @@ fn start(child: Vm, limits: &Arc<Limits>, alive: &mpsc::Sender<()>) {
     if let Err(error) = spawned {
         eprintln!("vmm: VM {number}: no thread for it: {error}");
     }
+}
+
+/// Says when soft limits are passed, until the family has gone.
+fn print_notices(vm: &Vm) -> Option<JoinHandle<()>> {
+    let notices = vm.notices();
+    let body = move || notices.iter().for_each(|notice| eprintln!("vmm: {notice}"));
+    let spawned = std::thread::Builder::new()
+        .name("notices".into())
+        .spawn(body);
+    let failed = |error| log::warn!("no thread to tell of memory limits: {error}");
+    spawned.map_err(failed).ok()
 }
 
 /// Passes standard input on to the VM's serial port, in the background. The

@@ -63,6 +63,8 @@ fn with_machine(builder: VmBuilder, args: &Args) -> VmBuilder {
         .memory_bytes(args.memory_bytes)
         .backing(args.backing)
         .cpus(args.cpus)
+        .limits(args.memory_limit)
+        .family_limits(args.family_limit)
 }
 
 fn start_logging(verbose: u8) {

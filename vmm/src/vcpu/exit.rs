@@ -18,6 +18,9 @@ pub(crate) enum Outcome {
     Served(Asked),
     /// Nothing to do: a signal, or something KVM only wanted to tell.
     Interrupted,
+    /// The host has no memory for a guest page. The instruction has not
+    /// happened; the next entry tries it again.
+    NoMemory(FaultKind),
     /// The guest cannot go on.
     Fault(FaultKind),
 }
@@ -29,7 +32,7 @@ pub(crate) fn enter(vcpu: &mut Vcpu, index: usize, machine: &Machine) -> Outcome
         Err(error) => {
             return match error.errno() {
                 libc::EINTR | libc::EAGAIN => Outcome::Interrupted,
-                libc::EFAULT => Outcome::Fault(FaultKind::Backing { gpa: None }),
+                libc::EFAULT | libc::ENOMEM => Outcome::NoMemory(FaultKind::Backing { gpa: None }),
                 _ => Outcome::Fault(FaultKind::Kvm {
                     what: format!("KVM_RUN: {error}"),
                 }),
@@ -60,7 +63,9 @@ pub(crate) fn enter(vcpu: &mut Vcpu, index: usize, machine: &Machine) -> Outcome
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) => Outcome::Interrupted,
         VcpuExit::Shutdown => Outcome::Fault(FaultKind::TripleFault),
         VcpuExit::FailEntry(reason, _) => Outcome::Fault(FaultKind::Entry { reason }),
-        VcpuExit::MemoryFault { gpa, .. } => Outcome::Fault(FaultKind::Backing { gpa: Some(gpa) }),
+        VcpuExit::MemoryFault { gpa, .. } => {
+            Outcome::NoMemory(FaultKind::Backing { gpa: Some(gpa) })
+        }
         VcpuExit::InternalError => Outcome::Fault(match internal_error(&mut vcpu.fd) {
             InternalError::Emulation(bytes) => FaultKind::Emulation { bytes },
             InternalError::Other(suberror) => FaultKind::Kvm {

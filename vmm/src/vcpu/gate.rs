@@ -14,12 +14,13 @@
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::event::Event;
 use crate::kvm::kick::Kick;
 use crate::kvm::shell::Vcpu;
+use crate::limits::MemoryLimit;
 
 /// How long to wait for a kicked vCPU before kicking it again.
 const KICK_AGAIN: Duration = Duration::from_millis(10);
@@ -61,6 +62,15 @@ pub(crate) struct GateState {
     told: Event,
     /// Stopped for a moment only, by somebody who will let it run again.
     held: bool,
+}
+
+/// What can be seen of a gate without waiting for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Glance {
+    /// Nothing runs, and nothing will before it is let run again.
+    AtRest,
+    /// It runs, or is stopped for a moment, or somebody is at the gate.
+    MayRun,
 }
 
 /// A machine stopped for a moment; see [`Gate::hold`].
@@ -211,6 +221,47 @@ impl Gate {
         })
     }
 
+    /// Looks at the gate without waiting for whoever holds it.
+    pub(crate) fn glance(&self) -> Glance {
+        match self.try_lock() {
+            Some(state) if state.want == Want::Park && state.out == 0 && !state.held => {
+                Glance::AtRest
+            }
+            _ => Glance::MayRun,
+        }
+    }
+
+    /// Stops the machine with `event`, if it runs or will go on in a moment,
+    /// without waiting for anybody. False if somebody is at the gate.
+    pub(crate) fn try_stop(&self, event: Event) -> bool {
+        let Some(mut state) = self.try_lock() else {
+            return false;
+        };
+        let goes_on = state.want == Want::Run || (state.held && state.want == Want::Park);
+        let told = |other: &Event| matches!(other, Event::MemoryLimit(_));
+        if goes_on && !state.events.iter().any(told) {
+            state.events.push_back(event);
+            self.ask_to_park(&mut state);
+            self.changed.notify_all();
+        }
+        true
+    }
+
+    /// Whether the guest has ended for good.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.lock().final_event().is_some()
+    }
+
+    /// The memory limit that has stopped the machine, if one has.
+    pub(crate) fn over_limit(&self) -> Option<MemoryLimit> {
+        let state = self.lock();
+        let mut all = std::iter::once(&state.told).chain(&state.events);
+        all.find_map(|event| match event {
+            Event::MemoryLimit(limit) => Some(*limit),
+            _ => None,
+        })
+    }
+
     fn until_parked<'a>(
         &'a self,
         mut state: MutexGuard<'a, GateState>,
@@ -270,6 +321,14 @@ impl Gate {
         self.changed
             .wait(state)
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, GateState>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, GateState> {

@@ -47,6 +47,9 @@ fn run(vcpu: &mut Vcpu, index: usize, machine: &Machine) -> Option<Event> {
         }
         match enter(vcpu, index, machine) {
             Outcome::Interrupted => {}
+            Outcome::NoMemory(kind) => {
+                return Some(Event::OutOfMemory(fault(vcpu, index, kind)));
+            }
             Outcome::Fault(kind) => {
                 // A read that nobody answered is pending in KVM as well: left
                 // there, it would be finished over the registers of a reset.
@@ -75,6 +78,11 @@ fn finish(vcpu: &mut Vcpu, index: usize, machine: &Machine, event: Option<Event>
         vcpu.kick.only_finish();
         let next = match enter(vcpu, index, machine) {
             Outcome::Interrupted => return event,
+            // Tried again when the machine goes on, and told then.
+            Outcome::NoMemory(_) if event.is_some() => return event,
+            Outcome::NoMemory(kind) => {
+                return Some(Event::OutOfMemory(fault(vcpu, index, kind)));
+            }
             // What comes of the rest of an instruction does not matter once it
             // has ended the guest.
             _ if event.as_ref().is_some_and(Event::is_final) => None,
