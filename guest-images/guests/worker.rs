@@ -9,7 +9,7 @@ mod rt;
 #[path = "../src/worker.rs"]
 mod worker;
 
-use worker::{Mailbox, command};
+use worker::{Mailbox, Watch, command};
 
 #[unsafe(no_mangle)]
 extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
@@ -44,9 +44,59 @@ extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
             command::GENERATION => rt::generation(),
             command::SEED => rt::seed(),
             command::EXIT => rt::exit(a as u8),
+            command::TOUCH => {
+                for page in 0..b {
+                    rt::poke(a + page * rt::PAGE, c + page + 1);
+                }
+                0
+            }
+            command::LOOK => (0..b).fold(0, |sum, page| sum ^ rt::peek(a + page * rt::PAGE)),
+            command::AGAIN => loop {
+                rt::ready();
+            },
+            command::SPIN => spin(a, b, c),
             _ => u64::MAX,
         };
         // SAFETY: as above.
         unsafe { (&raw mut (*mailbox).result).write_volatile(result) };
+    }
+}
+
+fn ticks() -> u64 {
+    // SAFETY: the guest environment lets ring 3 read the time-stamp counter.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Writes to `pages` pages from `start` on in turn, for ever; what it notices
+/// goes into the `Watch` at `watch`.
+fn spin(start: u64, pages: u64, watch: u64) -> ! {
+    let watch = watch as *mut Watch;
+    let mut page = 0;
+    let mut longest = 0;
+    let mut steps = 0;
+    let mut answered = 0;
+    let mut before = ticks();
+    loop {
+        steps += 1;
+        rt::poke(start + page * rt::PAGE, steps);
+        page = if page + 1 < pages { page + 1 } else { 0 };
+        // SAFETY: the host names a page of RAM that is only used for this.
+        unsafe {
+            let asked = (&raw const (*watch).asked).read_volatile();
+            if asked != answered {
+                answered = asked;
+                longest = 0;
+                (&raw mut (*watch).longest).write_volatile(0);
+                (&raw mut (*watch).answered).write_volatile(answered);
+                before = ticks();
+            }
+            let now = ticks();
+            if now - before > longest {
+                longest = now - before;
+                (&raw mut (*watch).longest).write_volatile(longest);
+            }
+            before = now;
+            (&raw mut (*watch).steps).write_volatile(steps);
+        }
     }
 }

@@ -23,6 +23,16 @@ pub mod command {
     pub const SEED: u64 = 9;
     /// End with code `args[0]`.
     pub const EXIT: u64 = 10;
+    /// Write one word to each of `args[1]` pages from address `args[0]`.
+    pub const TOUCH: u64 = 11;
+    /// Read one word of each of `args[1]` pages from address `args[0]`.
+    pub const LOOK: u64 = 12;
+    /// Be ready over and over, with nothing in between: a fork made then has
+    /// its first exit a few instructions after its first.
+    pub const AGAIN: u64 = 13;
+    /// For ever write to `args[1]` pages from address `args[0]` in turn, and
+    /// keep an eye on the time, in a [`Watch`](super::Watch) at `args[2]`.
+    pub const SPIN: u64 = 14;
 }
 
 /// The mailbox, at the guest's first free page. The host writes `command` and
@@ -37,4 +47,20 @@ pub struct Mailbox {
     pub args: [u64; 3],
     /// What came of it.
     pub result: u64,
+}
+
+/// What a guest that spins knows of the time it did not run. The host asks for
+/// another look by writing `asked` while the guest runs; what is under way when
+/// `answered` is still another number is not part of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// Number of the look that the host wants.
+    pub asked: u64,
+    /// Number of the look that the guest is at.
+    pub answered: u64,
+    /// Most ticks of the time-stamp counter between two of its steps, since.
+    pub longest: u64,
+    /// Steps, ever.
+    pub steps: u64,
 }

@@ -1,7 +1,8 @@
 //! The handle on one machine.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guestmem::{CloneTree, GuestRam, RamStats, TreeStats, Writers};
 
@@ -32,6 +33,8 @@ use crate::vcpu::run;
 pub struct Vm {
     control: Mutex<Control>,
     pub(crate) machine: Arc<Machine>,
+    /// Nanoseconds that the last snapshot kept the machine from running.
+    last_pause: AtomicU64,
 }
 
 /// What came of a look for zero pages.
@@ -57,6 +60,7 @@ impl Vm {
         Self {
             control: Mutex::new(Control::new(shell)),
             machine,
+            last_pause: AtomicU64::new(0),
         }
     }
 
@@ -160,11 +164,21 @@ impl Vm {
         self.machine.may_freeze()?;
         // All that takes long or may fail comes first, while the VM runs.
         let mut ahead = Ahead::prepare(&self.machine)?;
+        let asked = Instant::now();
         let mut held = self.hold()?;
         let frozen = control.freeze(&self.machine, &mut held, &mut ahead);
         // It goes on before what was not needed is taken down.
         drop(held);
+        let nanos = u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.last_pause.store(nanos, Ordering::Relaxed);
         frozen
+    }
+
+    /// How long the last [`snapshot`](Self::snapshot) or [`fork`](Self::fork)
+    /// kept the VM from running: from asking its vCPUs to stop to letting them
+    /// go on. Zero if there was none.
+    pub fn last_pause(&self) -> Duration {
+        Duration::from_nanos(self.last_pause.load(Ordering::Relaxed))
     }
 
     /// Makes this VM what it was when `snapshot` was taken of it or of one it

@@ -421,3 +421,53 @@ fn a_closed_output_and_endless_input_do_no_harm() {
     let _ = stdin.write_all(&vec![b'x'; 200_000]);
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn bench_names_its_measures_and_refuses_others() {
+    let output = vmm(&["bench", "--help"]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    for name in ["fork-cold", "fork-running", "reset", "--json", "--svg"] {
+        assert!(help.contains(name), "{help}");
+    }
+    assert!(!help.contains("bench-restore"), "{help}");
+    let output = vmm(&["bench", "no-such-measure"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    for word in ["no-such-measure", "fork-cold", "memory"] {
+        assert!(said.contains(word), "{said}");
+    }
+}
+
+#[test]
+fn bench_prints_one_json_object_and_draws_its_curves() {
+    if !kvm("bench_prints_one_json_object_and_draws_its_curves") {
+        return;
+    }
+    let scratch = Scratch::new("bench");
+    let output = vmm(&["bench", "--quick", "--json", "--svg", text(&scratch.0)]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.is_empty(), "{said}");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let measures = json["measures"].as_array().unwrap();
+    assert!(measures.len() > 20, "{json:#}");
+    for measure in measures {
+        let name = measure["name"].as_str().unwrap();
+        assert_eq!(measure.as_object().unwrap().len(), 12, "{measure:#}");
+        assert!(measure["n"].as_u64() > Some(0), "{name}");
+        let at = |field: &str| measure[field].as_f64().unwrap();
+        assert!(at("min") <= at("p50") && at("p50") <= at("p99"), "{name}");
+        // A target says whether it is met; without one there is nothing to meet.
+        assert_eq!(measure["target"].is_null(), measure["pass"].is_null());
+        assert_eq!(measure["rival"].is_null(), measure["rival_p50"].is_null());
+    }
+    for measure in ["fork-pooled", "fork-cold", "drop", "fork-running", "reset"] {
+        let has = |row: &serde_json::Value| row["name"].as_str().unwrap().starts_with(measure);
+        assert!(measures.iter().any(has), "no {measure}");
+    }
+    for curve in ["ram", "vms", "depth", "dirty"] {
+        let picture = std::fs::read_to_string(scratch.0.join(format!("{curve}.svg"))).unwrap();
+        assert!(picture.contains("<polyline"), "{picture}");
+    }
+}

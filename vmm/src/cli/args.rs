@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use vmm::{Backing, Limits};
 
+use super::bench::{BenchArgs, ForkArgs, RestoreArgs};
 use super::exit;
 
 /// A KVM hypervisor that forks running virtual machines.
@@ -13,8 +14,11 @@ use super::exit;
 /// Without --kernel it boots its embedded guest, forks it while it runs, and
 /// prints who owns which pages.
 #[derive(Debug, Parser)]
-#[command(version, after_help = exit::CODES_HELP)]
+#[command(version, after_help = exit::CODES_HELP, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
     /// Kernel: a flat 64-bit binary (docs/guest-abi.md), or an ELF64 executable
     #[arg(long, value_name = "PATH")]
     pub(crate) kernel: Option<PathBuf>,
@@ -65,6 +69,18 @@ pub(crate) struct Args {
 
     #[arg(skip)]
     pub(crate) backing: Backing,
+}
+
+/// What to do in place of running a guest.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Bench(BenchArgs),
+    /// A process that `bench` starts
+    #[command(hide = true)]
+    BenchRestore(RestoreArgs),
+    /// Another one
+    #[command(hide = true)]
+    BenchFork(ForkArgs),
 }
 
 /// The value of `--memory`.

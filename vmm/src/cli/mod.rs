@@ -5,6 +5,7 @@
 //! with one line on standard error.
 
 mod args;
+mod bench;
 mod demo;
 mod exit;
 mod family;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 use guest_images::Guest;
 use vmm::{Host, Kernel, VmBuilder};
 
-use args::Args;
+use args::{Args, Command};
 use exit::Failure;
 
 /// Parses the arguments, does what they say, reports.
@@ -34,6 +35,12 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<u8, Failure> {
+    match &args.command {
+        Some(Command::Bench(bench)) => return bench::run(bench),
+        Some(Command::BenchRestore(restore)) => return bench::restore(restore),
+        Some(Command::BenchFork(fork)) => return bench::fork_process(fork),
+        None => {}
+    }
     let Some(path) = &args.kernel else {
         let host = Host::open()?;
         let kernel = Kernel::from_bytes(Guest::Counter.image())?;
