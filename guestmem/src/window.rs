@@ -138,15 +138,38 @@ impl Window {
 }
 
 /// A window that its VM has left. Unmapping a touched one takes tens of
-/// milliseconds a GiB: drop it where nobody waits.
+/// milliseconds a GiB: drop it where nobody waits, and after the VM it was
+/// bound to, which would be told of each page.
 #[derive(Debug)]
 pub struct RetiredWindow {
-    _window: Arc<Window>,
+    window: Arc<Window>,
 }
 
 impl RetiredWindow {
     pub(crate) fn new(window: Arc<Window>) -> Self {
-        Self { _window: window }
+        Self { window }
+    }
+}
+
+/// Pages of a retired window that are let go at a time. While it lasts, some
+/// hundred microseconds, nobody in the process can map anything, and faults of
+/// guests queue behind whoever wants to.
+const SLICE: u64 = 1024;
+
+impl Drop for RetiredWindow {
+    fn drop(&mut self) {
+        let Some(window) = Arc::get_mut(&mut self.window) else {
+            return; // somebody looks at it still
+        };
+        let nr_pages = window.mapping.nr_pages();
+        for start in (0..nr_pages).step_by(SLICE as usize) {
+            let slice = start..(start + SLICE).min(nr_pages);
+            if let Err(error) = window.mapping.drop_private(slice) {
+                log::debug!("a retired window goes in one piece: {error}");
+                return;
+            }
+            std::thread::yield_now();
+        }
     }
 }
 

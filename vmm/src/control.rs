@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use guestmem::{PreparedFreeze, Ram};
+use guestmem::{PreparedFreeze, Ram, RetiredWindow};
 
 use crate::background::{self, Retired};
 use crate::error::VmError;
@@ -32,6 +32,15 @@ pub(crate) struct Ahead {
     prepared: PreparedFreeze,
     /// Where the machine goes on, if it is to move.
     next: Option<(Shell, Vec<Vcpu>)>,
+}
+
+/// What a machine leaves behind when it moves. The VM goes before the window,
+/// which it would be told of page by page.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    _vcpus: Vec<Vcpu>,
+    _shell: Shell,
+    _window: RetiredWindow,
 }
 
 impl Ahead {
@@ -58,13 +67,14 @@ impl Control {
         }
     }
 
-    /// The part of a freeze that happens under the pause.
+    /// The part of a freeze that happens under the pause. What the machine has
+    /// left is to be [retired](Self::retire) when nobody is in a hurry.
     pub(crate) fn freeze(
         &mut self,
         machine: &Machine,
         gate: &mut GateState,
         ahead: &mut Ahead,
-    ) -> Result<Snapshot, VmError> {
+    ) -> Result<(Snapshot, Option<Remains>), VmError> {
         if let Some(event) = gate.final_event() {
             return Err(VmError::Ended(event.clone()));
         }
@@ -74,20 +84,21 @@ impl Control {
         }
         // Fails here or not at all.
         let (layer, left) = machine.ram().freeze(&mut ahead.prepared)?;
-        if let Some(window) = left
-            && let Some((shell, vcpus)) = ahead.next.take()
-        {
-            let old_vcpus = gate.replace(vcpus);
-            let old_shell = std::mem::replace(&mut self.shell, shell);
-            self.retire((old_vcpus, old_shell, window));
-        }
-        Ok(Snapshot::new(
+        let remains = left
+            .zip(ahead.next.take())
+            .map(|(window, (shell, vcpus))| Remains {
+                _vcpus: gate.replace(vcpus),
+                _shell: std::mem::replace(&mut self.shell, shell),
+                _window: window,
+            });
+        let snapshot = Snapshot::new(
             Arc::clone(&machine.family),
             layer,
             state,
             machine.console.mode(),
             machine.seat.limits(),
-        ))
+        );
+        Ok((snapshot, remains))
     }
 
     /// Makes the machine, in its shell, what `state` says.
@@ -116,7 +127,8 @@ impl Control {
         self.retired.drain(..).for_each(Retired::wait);
     }
 
-    fn retire(&mut self, remains: impl Send + 'static) {
+    /// Takes down what the machine has left, in the background.
+    pub(crate) fn retire(&mut self, remains: impl Send + 'static) {
         self.retired.retain(|retired| !retired.is_done());
         self.retired.push(background::retire(remains));
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use guestmem::{CloneTree, GuestRam, RamStats, TreeStats, Writers};
 
-use crate::control::{Ahead, Control};
+use crate::control::{Ahead, Control, Remains};
 use crate::error::VmError;
 use crate::event::{Event, Fault, FaultKind};
 use crate::kvm::shell::Shell;
@@ -133,8 +133,13 @@ impl Vm {
     /// or the host lacks memory or will not make a VM.
     pub fn fork(&self) -> Result<Vm, VmError> {
         let was_running = self.machine.gate.is_running();
-        let snapshot = self.snapshot()?;
-        let child = snapshot.fork()?;
+        let (snapshot, remains) = self.freeze()?;
+        let child = snapshot.fork();
+        if let Some(remains) = remains {
+            // Not before: unmapping would have been in the way of the child.
+            self.control().retire(remains);
+        }
+        let child = child?;
         // If its guest had asked, this VM has been stopped since. It hears of
         // the child only now that there is one.
         if snapshot.point().state.devices.control.wants_fork() {
@@ -160,6 +165,15 @@ impl Vm {
     /// # Errors
     /// As [`fork`](Self::fork).
     pub fn snapshot(&self) -> Result<Snapshot, VmError> {
+        let (snapshot, remains) = self.freeze()?;
+        if let Some(remains) = remains {
+            self.control().retire(remains);
+        }
+        Ok(snapshot)
+    }
+
+    /// A snapshot, and what the machine has left to be retired.
+    fn freeze(&self) -> Result<(Snapshot, Option<Remains>), VmError> {
         let mut control = self.control();
         self.machine.may_freeze()?;
         // All that takes long or may fail comes first, while the VM runs.

@@ -55,18 +55,17 @@ impl WindowPlan {
                 };
             }
         }
-        // The longest keep their mappings.
+        // The longest keep their mappings; of those as long as the shortest of
+        // them, as many as are left.
         let mut by_length: Vec<u64> = maps.iter().map(MapRun::nr_pages).collect();
         by_length.sort_unstable_by(|a, b| b.cmp(a));
-        let shortest = by_length
-            .get(budget.wrapping_sub(1))
-            .copied()
-            .unwrap_or(u64::MAX);
-        let mut left = budget;
+        by_length.truncate(budget);
+        let shortest = by_length.last().copied().unwrap_or(u64::MAX);
+        let mut left = by_length.iter().filter(|len| **len == shortest).count();
         let (maps, copies) = maps.into_iter().partition(|run| {
-            let keep = left > 0 && run.nr_pages() >= shortest;
-            left -= usize::from(keep);
-            keep
+            let as_short = run.nr_pages() == shortest && left > 0;
+            left -= usize::from(as_short);
+            as_short || run.nr_pages() > shortest
         });
         Self { maps, copies }
     }
@@ -168,6 +167,16 @@ mod tests {
                 map(700..708, 2140)
             ]
         );
+        assert_eq!(plan.copies.len(), 5);
+    }
+
+    #[test]
+    fn a_long_run_keeps_its_mapping_however_many_short_ones_come_before() {
+        let short = (0..8u32).map(|i| frames(u64::from(i) * 2..u64::from(i) * 2 + 1, 2000 + 2 * i));
+        let view: Vec<_> = short.chain([frames(100..200, 3000)]).collect();
+        let plan = WindowPlan::new(&view, &(0..1000), 4);
+        assert_eq!(plan.maps.len(), 4);
+        assert_eq!(plan.maps[3], map(100..200, 3000));
         assert_eq!(plan.copies.len(), 5);
     }
 }
