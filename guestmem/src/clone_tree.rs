@@ -14,13 +14,14 @@
 //! may take long), then its list is emptied, then ancestors collapse.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::error::MemoryError;
 use crate::frame::{Arena, FrameSet};
 use crate::settle::{read_back_layers, reconcile, settle_leaf};
 use crate::state::{Gone, State};
 use crate::stats::TreeStats;
+use crate::sync::{Mutex, MutexGuard};
 use crate::sys::memfd::Memfd;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Reading, Role, Tree, Viewers};

@@ -24,7 +24,8 @@ fn until_it_works<T>(mut op: impl FnMut() -> Result<T, MemoryError>, mut check: 
     panic!("it fails although only one call does");
 }
 
-fn freeze(ram: &mut Ram) -> Result<Layer, MemoryError> {
+/// Freezes as a VMM does.
+pub(crate) fn freeze(ram: &mut Ram) -> Result<Layer, MemoryError> {
     let mut prepared = ram.prepare_freeze()?;
     if prepared.wants_window() {
         ram.stage(&mut prepared, &BlankWindow::new(ram.layout())?)?;

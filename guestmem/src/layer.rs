@@ -42,6 +42,10 @@ impl Layer {
         self.layout
     }
 
+    pub(crate) fn claim(&self) -> &Arc<LayerClaim> {
+        &self.claim
+    }
+
     pub(crate) fn node(&self) -> NodeId {
         self.claim.layer
     }

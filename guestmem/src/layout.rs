@@ -16,6 +16,8 @@ use std::ops::Range;
 
 /// Bytes in a page: the unit of everything here.
 pub const PAGE_SIZE: u64 = 4096;
+/// Pages in a huge page.
+pub(crate) const HUGE_PAGE: u64 = 512;
 /// First guest-physical address of the hole that devices live in.
 pub const HOLE_START: Gpa = Gpa(3 << 30);
 /// First guest-physical address after the hole.

@@ -44,8 +44,12 @@ mod failing;
 mod frame;
 mod freeze;
 mod guest_ram;
+mod huge;
+#[cfg(all(test, shuttle))]
+mod interleaving;
 mod layer;
 mod layout;
+mod measured;
 mod pages;
 mod ram;
 mod ram_window;
@@ -54,6 +58,7 @@ mod resize;
 mod settle;
 mod state;
 mod stats;
+mod sync;
 mod sys;
 mod tree;
 mod window;
@@ -62,10 +67,13 @@ mod zeros;
 pub use clone_tree::CloneTree;
 pub use error::MemoryError;
 pub use guest_ram::{GuestRam, WindowRegion};
+pub use huge::{Collapsed, Collapser};
 pub use layer::{Layer, SpareRam};
 pub use layout::{
     Gpa, HOLE_END, HOLE_START, LayoutError, MAX_RAM_BYTES, PAGE_SIZE, PageIdx, RamLayout, RamRegion,
 };
+#[doc(hidden)]
+pub use measured::PagePairs;
 pub use ram::{Backing, PreparedFreeze, Ram};
 pub use ram_window::RamWindow;
 pub use settle::Writers;

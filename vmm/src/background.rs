@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -14,6 +15,9 @@ static REAPER: Worker = Worker::new("vm-reaper");
 /// Makes what forks will need next. Not the reaper's thread, which may be busy
 /// for long.
 static BUILDER: Worker = Worker::new("vm-builder");
+
+/// Does what may take minutes, because it takes pauses.
+static SLOW: Worker = Worker::new("vm-slow");
 
 /// A thread that does jobs in order.
 struct Worker {
@@ -81,6 +85,19 @@ pub(crate) fn retire(remains: impl Any + Send) -> Retired {
 pub(crate) fn ahead(job: impl FnOnce() + Send + 'static) {
     if BUILDER.queue(Box::new(job)).is_err() {
         log::debug!("no thread to work ahead");
+    }
+}
+
+/// Does `step` over and over in the background, with the pauses it asks for,
+/// until it asks for none.
+pub(crate) fn slowly(mut step: impl FnMut() -> Option<Duration> + Send + 'static) {
+    let job = move || {
+        while let Some(pause) = step() {
+            std::thread::sleep(pause);
+        }
+    };
+    if SLOW.queue(Box::new(job)).is_err() {
+        log::debug!("no thread for what takes long");
     }
 }
 

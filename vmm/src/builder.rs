@@ -8,6 +8,7 @@ use guestmem::{Backing, LayoutError, MemoryError, Ram, RamLayout};
 use crate::boot::{BootError, BootPlan, Kernel, LoadError, Starts};
 use crate::devices::{Console, ConsoleMode, Devices};
 use crate::error::{ShellError, StateError};
+use crate::huge_layers::HugeLayers;
 use crate::kvm::host::Host;
 use crate::kvm::shell::{Blank, Shell};
 use crate::kvm::state::start_vcpu;
@@ -79,6 +80,7 @@ pub struct VmBuilder {
     console: ConsoleMode,
     limits: Limits,
     family_limits: Limits,
+    huge_layers: HugeLayers,
 }
 
 impl VmBuilder {
@@ -95,6 +97,7 @@ impl VmBuilder {
             console: ConsoleMode::default(),
             limits: Limits::NONE,
             family_limits: Limits::NONE,
+            huge_layers: HugeLayers::default(),
         }
     }
 
@@ -156,6 +159,14 @@ impl VmBuilder {
         self
     }
 
+    /// What becomes of the memory of snapshots that serve as templates, of this
+    /// VM and of all that are forked from it.
+    #[must_use]
+    pub fn huge_layers(mut self, huge_layers: HugeLayers) -> Self {
+        self.huge_layers = huge_layers;
+        self
+    }
+
     /// Makes the VM. It is paused at its first instruction.
     ///
     /// # Errors
@@ -197,6 +208,7 @@ impl VmBuilder {
             Shell::cpuids(&self.host, self.cpus)?,
             layout,
             Arc::clone(ram.tree()),
+            self.huge_layers,
         );
         let blank = Blank::new(&self.host, &family.cpuids)?;
         let (shell, vcpus) = blank.bind_to(ram.window())?;

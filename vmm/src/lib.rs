@@ -34,6 +34,7 @@ mod control;
 mod devices;
 mod error;
 mod event;
+mod huge_layers;
 mod kvm;
 mod limits;
 mod machine;
@@ -51,6 +52,7 @@ pub use guestmem::{
     Attribution, Backing, CloneTree, GuestRam, LayoutError, MemoryError, PAGE_SIZE, RamStats,
     TreeStats,
 };
+pub use huge_layers::HugeLayers;
 pub use kvm::host::{Host, HostError};
 pub use limits::{Limits, LimitsError, MemoryLimit, Notice, Whose};
 pub use snapshot::Snapshot;

@@ -14,6 +14,7 @@ use kvm_bindings::{CpuId, kvm_clock_data};
 use crate::background;
 use crate::devices::{Console, DeviceState, Devices};
 use crate::error::VmError;
+use crate::huge_layers::HugeLayers;
 use crate::kvm::host::Host;
 use crate::kvm::shell::{Blank, Bound, Shell, Vcpu};
 use crate::kvm::state::VcpuState;
@@ -32,6 +33,8 @@ pub(crate) struct Family {
     pub(crate) cpuids: Vec<CpuId>,
     /// How the RAM of each is laid out.
     layout: RamLayout,
+    /// What becomes of the memory of templates.
+    pub(crate) huge_layers: HugeLayers,
     /// Made ahead, from the first run on.
     shells: Mutex<Vec<Bound>>,
     next_number: AtomicU64,
@@ -52,11 +55,13 @@ impl Family {
         cpuids: Vec<CpuId>,
         layout: RamLayout,
         tree: Arc<CloneTree>,
+        huge_layers: HugeLayers,
     ) -> Arc<Self> {
         Arc::new(Self {
             host,
             cpuids,
             layout,
+            huge_layers,
             shells: Mutex::default(),
             next_number: AtomicU64::new(0),
             next_generation: AtomicU64::new(1),

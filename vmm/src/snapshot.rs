@@ -7,6 +7,7 @@ use guestmem::{Layer, Ram};
 use crate::background;
 use crate::devices::{Console, ConsoleMode, Devices};
 use crate::error::VmError;
+use crate::huge_layers::Template;
 use crate::kvm::shell::{Bound, Shell, Vcpu};
 use crate::limits::Limits;
 use crate::machine::{Family, Machine, MachineState};
@@ -31,6 +32,7 @@ pub(crate) struct Point {
     console: ConsoleMode,
     /// What forks of it inherit.
     limits: Limits,
+    template: Template,
 }
 
 impl Snapshot {
@@ -44,6 +46,7 @@ impl Snapshot {
         Self {
             pool: Arc::default(),
             point: Arc::new(Point {
+                template: Template::new(family.huge_layers),
                 family,
                 layer,
                 state,
@@ -65,6 +68,9 @@ impl Snapshot {
     /// hundred KiB, and 2.5 KiB a MiB of RAM).
     pub fn keep_warm(&self, count: usize) {
         self.pool.keep(count);
+        if count > 0 {
+            self.point.template.serves(&self.point.layer);
+        }
         self.refill();
     }
 
@@ -115,6 +121,7 @@ impl Snapshot {
 
     /// Memory, a shell around it, and vCPUs as they were.
     pub(crate) fn embody(&self) -> Result<(Ram, Shell, Vec<Vcpu>), VmError> {
+        self.point.template.is_forked(&self.point.layer);
         let Some(warm) = self.pool.take() else {
             let shell = self.point.family.shell()?;
             let Warm { vcpus, shell, ram } = self.point.make(shell)?;

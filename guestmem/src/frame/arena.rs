@@ -213,4 +213,18 @@ impl Arena {
         let seek = |source: io::Error| MemoryError::os("find committed pages", root.end, source);
         self.file.data(root.clone()).map_err(seek)
     }
+
+    /// Whether every one of these pages is committed.
+    pub(crate) fn is_whole(&self, pages: Range<u64>) -> Result<bool, MemoryError> {
+        let seek = |source| MemoryError::os("look for holes", pages.start, source);
+        Ok(self.file.data(pages.clone()).map_err(seek)? == [pages])
+    }
+
+    /// Gives back what the kernel has committed of these pages although their
+    /// numbers are free. Of root RAM settling finds that out.
+    pub(crate) fn drop_strays(&mut self, pages: Range<u64>) {
+        for run in self.numbers.take_within(pages) {
+            self.free_run(run);
+        }
+    }
 }

@@ -92,6 +92,30 @@ impl FrameNumbers {
         Some(start..start + count)
     }
 
+    /// Takes all that are free within `range`.
+    pub(crate) fn take_within(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
+        let before = self.free.range(..range.start).next_back();
+        let inside = self.free.range(range.clone());
+        let overlapping: Vec<_> = before
+            .into_iter()
+            .chain(inside)
+            .map(|(start, end)| *start..*end)
+            .filter(|run| range.start < run.end)
+            .collect();
+        let mut taken = Vec::new();
+        for run in overlapping {
+            self.free.remove(&run.start);
+            if run.start < range.start {
+                self.free.insert(run.start, range.start);
+            }
+            if range.end < run.end {
+                self.free.insert(range.end, run.end);
+            }
+            taken.push(run.start.max(range.start)..run.end.min(range.end));
+        }
+        taken
+    }
+
     /// Gives numbers back. Those of root RAM stay reserved.
     pub(crate) fn give_back(&mut self, numbers: Range<u64>) {
         let start = numbers.start.max(self.root_pages);
@@ -159,6 +183,7 @@ impl FrameSet {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "one run is a list of runs")]
 mod tests {
     use super::*;
 
@@ -179,6 +204,22 @@ mod tests {
         numbers.give_back(0..10);
         assert_eq!(numbers.take(3), None);
         assert_eq!(numbers.take(2), Some(10..12));
+    }
+
+    #[test]
+    fn what_is_free_in_a_range_can_be_taken_and_the_rest_stays_free() {
+        let mut numbers = FrameNumbers::new(10, 100);
+        assert_eq!(numbers.take(90), Some(10..100));
+        for run in [10..20, 30..31, 40..50] {
+            numbers.give_back(run);
+        }
+        assert_eq!(numbers.take_within(20..30), []);
+        assert_eq!(numbers.take_within(15..45), [15..20, 30..31, 40..45]);
+        assert_eq!(numbers.take_within(0..100), [10..15, 45..50]);
+        numbers.give_back(0..100);
+        assert_eq!(numbers.take_within(50..60), [50..60], "out of one stretch");
+        assert_eq!(numbers.take(41), None);
+        assert_eq!(numbers.take(40), Some(10..50));
     }
 
     #[test]

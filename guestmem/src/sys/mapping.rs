@@ -20,11 +20,11 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 
 use super::fault;
 use super::page::{Page, WritablePage};
-use crate::layout::{PAGE_SIZE, PageIdx};
+use crate::layout::{HUGE_PAGE, PAGE_SIZE, PageIdx};
 
 /// Windows start on this boundary, so that guest-physical address, address in
 /// the window and file offset agree modulo a huge page.
-const ALIGN: usize = 2 << 20;
+const ALIGN: usize = (HUGE_PAGE * PAGE_SIZE) as usize;
 
 /// Whether the kernel may back anonymous stretches with huge pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -214,6 +214,20 @@ impl Mapping {
     pub(crate) fn populate(&self) -> io::Result<()> {
         fault::injected()?;
         self.advise(0..self.nr_pages, Advice::LinuxPopulateWrite)
+    }
+
+    /// Moves the file pages behind all of this mapping, which is of a file and
+    /// a number of huge pages long, into huge pages of the file. Takes
+    /// milliseconds; whoever uses the file waits for the page at worst. Holes
+    /// are filled.
+    pub(crate) fn collapse(&self) -> io::Result<()> {
+        fault::injected()?;
+        let (start, len) = self.span(0..self.nr_pages);
+        // SAFETY: the range is ours, and its contents do not change.
+        match unsafe { libc::madvise(start, len, libc::MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     fn advise(&self, pages: Range<u64>, advice: Advice) -> io::Result<()> {

@@ -30,6 +30,7 @@
 mod account;
 mod check;
 mod content;
+mod extents;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod model;
 mod node;

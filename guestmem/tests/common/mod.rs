@@ -43,6 +43,8 @@ pub(crate) struct Smaps {
     pub(crate) resident_pages: u64,
     pub(crate) pss_pages: u64,
     pub(crate) anonymous_pages: u64,
+    /// Pages of the file that are mapped in huge pages.
+    pub(crate) huge_pages: u64,
 }
 
 impl Smaps {
@@ -57,6 +59,7 @@ impl Smaps {
             sum.resident_pages += pages("Rss");
             sum.pss_pages += pages("Pss");
             sum.anonymous_pages += pages("Anonymous");
+            sum.huge_pages += pages("ShmemPmdMapped");
             sum
         })
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use vmm::{Backing, Limits};
+use vmm::{Backing, HugeLayers, Limits};
 
 use super::bench::{BenchArgs, ForkArgs, RestoreArgs};
 use super::exit;
@@ -60,6 +60,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PAGES_PER_SECOND", default_value_t = 0)]
     pub(crate) zero_scan: u64,
 
+    /// Move the memory of snapshots that many forks are made of into huge pages,
+    /// in the background: the forks read it much faster
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_huge_layers)]
+    pub(crate) huge_layers: HugeLayers,
+
     /// Say more on standard error; repeat for still more
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -106,6 +111,14 @@ impl Args {
         });
         (args.memory_bytes, args.backing) = (memory.size_bytes, memory.backing);
         Ok(args)
+    }
+}
+
+fn parse_huge_layers(text: &str) -> Result<HugeLayers, String> {
+    match text {
+        "on" => Ok(HugeLayers::Background),
+        "off" => Ok(HugeLayers::Never),
+        _ => Err("give on or off".into()),
     }
 }
 

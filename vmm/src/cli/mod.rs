@@ -72,6 +72,7 @@ fn with_machine(builder: VmBuilder, args: &Args) -> VmBuilder {
         .cpus(args.cpus)
         .limits(args.memory_limit)
         .family_limits(args.family_limit)
+        .huge_layers(args.huge_layers)
 }
 
 fn start_logging(verbose: u8) {
