@@ -69,15 +69,15 @@ impl Family {
         })
     }
 
-    /// A shell that only lacks the window at its addresses.
-    pub(crate) fn shell(self: &Arc<Self>) -> Result<Bound, VmError> {
+    /// A shell that only lacks the window at its addresses. Whoever takes one
+    /// has others [made](Self::work_ahead) when its own work is done, so as not
+    /// to share the host's cores with that.
+    pub(crate) fn shell(&self) -> Result<Bound, VmError> {
         let ready = self.shells().pop();
-        let shell = match ready {
-            Some(shell) => shell,
-            None => self.make_shell()?,
-        };
-        self.work_ahead();
-        Ok(shell)
+        match ready {
+            Some(shell) => Ok(shell),
+            None => self.make_shell(),
+        }
     }
 
     /// The same, made now.
@@ -88,6 +88,9 @@ impl Family {
 
     /// Has shells made for the next fork, in the background.
     pub(crate) fn work_ahead(self: &Arc<Self>) {
+        if self.shells().len() >= KEEP_SHELLS {
+            return;
+        }
         let family = Arc::downgrade(self);
         background::ahead(move || {
             if let Some(family) = family.upgrade() {

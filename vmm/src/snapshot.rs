@@ -116,6 +116,7 @@ impl Snapshot {
         devices.control.answer_fork(Some(number));
         let machine = Machine::new(Arc::clone(family), number, vcpus, devices, ram, console);
         machine.seat.set_limits(*limits);
+        self.refill();
         Ok(Vm::new(machine, shell))
     }
 
@@ -127,14 +128,15 @@ impl Snapshot {
             let Warm { vcpus, shell, ram } = self.point.make(shell)?;
             return Ok((ram.into_ram(), shell, vcpus));
         };
-        self.refill();
         let Warm { vcpus, shell, ram } = warm;
         self.point.state.restart_clocks(&shell, vcpus.iter())?;
         Ok((ram.into_ram(), shell, vcpus))
     }
 
-    /// Has forks made as long as there are too few.
-    fn refill(&self) {
+    /// Has forks made as long as there are too few, and what the next one that
+    /// is not among them will need.
+    pub(crate) fn refill(&self) {
+        self.point.family.work_ahead();
         if !self.pool.lacks() {
             return;
         }

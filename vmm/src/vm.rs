@@ -169,6 +169,7 @@ impl Vm {
         if let Some(remains) = remains {
             self.control().retire(remains);
         }
+        snapshot.refill();
         Ok(snapshot)
     }
 
@@ -222,6 +223,7 @@ impl Vm {
         } else {
             // Fails before anything has changed, or not at all.
             control.move_to(&mut gate, &mut ram, snapshot)?;
+            snapshot.refill();
             Ok(())
         };
         drop(ram);
