@@ -136,18 +136,19 @@ impl State {
     /// Takes those who have gone out of the tree, with what only they could
     /// see. What fails is tried again the next time.
     fn bury(&mut self) -> Result<(), MemoryError> {
-        if self.gone.is_empty() {
-            return Ok(());
-        }
-        read_back_layers(self, Reading::Listed)?;
-        let mut freed = FrameSet::default();
-        for gone in std::mem::take(&mut self.gone) {
+        while let Some(gone) = self.gone.last().copied() {
+            let (Gone::Vm(node) | Gone::Snapshot(node)) = gone;
+            if self.tree.merges_without(node) {
+                read_back_layers(self, Reading::Listed)?;
+            }
+            self.gone.pop();
+            let mut freed = FrameSet::default();
             match gone {
                 Gone::Vm(leaf) => self.tree.remove_leaf(leaf, &mut freed),
                 Gone::Snapshot(layer) => self.tree.release(layer, &mut freed),
             }
+            self.arena.free(freed);
         }
-        self.arena.free(freed);
         Ok(())
     }
 

@@ -141,6 +141,23 @@ impl Tree {
         self.prune(layer, freed);
     }
 
+    /// Whether taking `leaf` out, or letting go of a layer once, changes
+    /// lists of layers, which have to be read back then.
+    pub(crate) fn merges_without(&self, gone: NodeId) -> bool {
+        let node = self.node(gone);
+        let (layer, handles_less, children_less) = match node.role {
+            Role::Layer { .. } => (Some(gone), 1, 0),
+            Role::Leaf | Role::Spare => (node.parent.map(|reach| reach.node), 0, 1),
+        };
+        layer.is_some_and(|layer| {
+            let layer = self.node(layer);
+            let Role::Layer { handles } = layer.role else {
+                return false;
+            };
+            handles <= handles_less && layer.children.len() - children_less <= 1
+        })
+    }
+
     /// Takes `leaf` out, with what only it could see.
     pub(crate) fn remove_leaf(&mut self, leaf: NodeId, freed: &mut FrameSet) {
         debug_assert!(!matches!(self.node(leaf).role, Role::Layer { .. }));
