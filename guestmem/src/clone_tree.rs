@@ -47,6 +47,7 @@ impl CloneTree {
             arena,
             leaves: BTreeMap::new(),
             gone: Vec::new(),
+            zeros_dropped: 0,
         });
         let tree = Arc::new(Self {
             pagemap,

@@ -121,8 +121,13 @@ pub(crate) fn freeze(
     let staged = prepared.staged.take();
     if state.leaves[&leaf].window.writes() == Writes::ToFile {
         let staged = staged.ok_or(MemoryError::NotStaged)?;
-        let left = state.leaves.insert(leaf, Leaf::new(staged));
-        return Ok((state.tree.freeze(leaf), left.map(|left| left.window)));
+        let at_leaf = state.leaves.get_mut(&leaf).expect("a leaf has a window");
+        let next = Leaf {
+            zeros_dropped: at_leaf.zeros_dropped,
+            ..Leaf::new(staged)
+        };
+        let left = std::mem::replace(at_leaf, next);
+        return Ok((state.tree.freeze(leaf), Some(left.window)));
     }
     settle_leaf(state, pagemap, leaf)?;
     // What was staged is right if only the guest has changed anything since,
@@ -137,6 +142,7 @@ pub(crate) fn freeze(
     let stored = state.arena.store_in(&mut prepared.stock, &sources)?;
 
     // From here on nothing fails.
+    state.note_zeros(leaf, plan.nr_zero());
     state.tree.fill_as_planned(leaf, &plan, stored.clone());
     let layer = state.tree.freeze(leaf);
     let at_leaf = state.leaves.get_mut(&leaf).expect("a leaf has a window");
@@ -169,7 +175,10 @@ fn moved(
     if !plan.copies.starts_with(&found.copies) {
         return None; // frames are not where they were expected
     }
-    let mut next = Leaf::new(staged);
+    let mut next = Leaf {
+        zeros_dropped: at_leaf.zeros_dropped,
+        ..Leaf::new(staged)
+    };
     // Pages found otherwise than before, or for the first time, are brought
     // over as they are.
     for (page, shown) in plan.shown_otherwise(found, stored) {

@@ -27,6 +27,8 @@ pub(crate) struct State {
     /// Who has gone and is still in the tree, because lists could not be read
     /// back at that moment.
     pub(crate) gone: Vec<Gone>,
+    /// Pages given back so far because they held nothing but zeros.
+    pub(crate) zeros_dropped: u64,
 }
 
 /// A claim that nobody holds any more.
@@ -51,6 +53,8 @@ pub(crate) struct Leaf {
     pub(crate) nr_overlays: usize,
     /// How often its content was changed by anybody but its guest.
     pub(crate) edits: u64,
+    /// Its pages given back so far because they held nothing but zeros.
+    pub(crate) zeros_dropped: u64,
 }
 
 impl Leaf {
@@ -61,6 +65,7 @@ impl Leaf {
             overlaid: PageList::new(),
             nr_overlays: 0,
             edits: 0,
+            zeros_dropped: 0,
         }
     }
 
@@ -89,6 +94,14 @@ impl State {
     pub(crate) fn plan_window(&mut self, reach: Reach) -> WindowPlan {
         let view = self.tree.view_through(reach);
         WindowPlan::new(&view, &self.arena.zero_for_ever(), MAP_BUDGET)
+    }
+
+    /// Notes that so many pages of `leaf` were zero and are not kept.
+    pub(crate) fn note_zeros(&mut self, leaf: NodeId, dropped: u64) {
+        self.zeros_dropped += dropped;
+        if let Some(at_leaf) = self.leaves.get_mut(&leaf) {
+            at_leaf.zeros_dropped += dropped;
+        }
     }
 
     /// File pages that some list holds.

@@ -24,6 +24,10 @@ pub struct TreeStats {
     pub window_copies: u64,
     /// Markers: known zero over an ancestor's page.
     pub markers: u64,
+    /// Pages given back so far because they held nothing but zeros: found when
+    /// a VM was frozen or settled, or by a look for them. A page that is
+    /// written and zeroed again counts again.
+    pub zeros_dropped: u64,
     /// Pages that all VMs see together; each would be a frame without sharing.
     pub seen_pages: u64,
     /// Heap memory of all page lists, in bytes.
@@ -36,6 +40,11 @@ impl TreeStats {
         self.file_frames + self.private_frames
     }
 
+    /// Bytes given back so far because they held nothing but zeros.
+    pub fn zero_bytes_dropped(&self) -> u64 {
+        self.zeros_dropped * PAGE_SIZE
+    }
+
     /// Bytes that sharing saves against a full copy for every VM.
     pub fn bytes_saved(&self) -> u64 {
         self.seen_pages.saturating_sub(self.frames()) * PAGE_SIZE
@@ -45,6 +54,7 @@ impl TreeStats {
         let mut stats = Self {
             committed_file_frames: state.arena.committed_pages()?,
             file_frames: state.listed_file_pages(),
+            zeros_dropped: state.zeros_dropped,
             ..Self::default()
         };
         for id in state.tree.ids() {
@@ -76,11 +86,14 @@ pub struct RamStats {
     pub private_pages: u64,
     /// Private pages of its window that are copies of what a layer holds.
     pub window_copies: u64,
+    /// Its pages given back so far because they held nothing but zeros.
+    pub zeros_dropped: u64,
     /// Its own markers.
     pub markers: u64,
     /// Layers below it.
     pub depth: u64,
-    /// Mappings its window is made of.
+    /// Mappings its window is made of. The kernel has at most two areas for
+    /// each, and one more.
     pub mappings: u64,
     /// Heap memory of its own page list, in bytes.
     pub list_bytes: u64,
@@ -94,6 +107,7 @@ impl RamStats {
             attribution: Viewers::count(&state.tree).attribution(&state.tree, leaf),
             private_pages: state.tree.private_pages(leaf).count() as u64,
             window_copies: at_leaf.live_copies(state, leaf),
+            zeros_dropped: at_leaf.zeros_dropped,
             markers: node.list.marker_count(),
             depth: state.tree.chain(leaf).count() as u64 - 1,
             mappings: (at_leaf.window.nr_maps() + at_leaf.nr_overlays) as u64,

@@ -138,37 +138,40 @@ impl Window {
 }
 
 /// A window that its VM has left. Unmapping a touched one takes tens of
-/// milliseconds a GiB: drop it where nobody waits, and after the VM it was
-/// bound to, which would be told of each page.
+/// milliseconds a GiB, in which nobody in the process can map anything and the
+/// faults of guests queue behind whoever wants to. So it can be [let
+/// go](Self::let_go) bit by bit before it is dropped.
 #[derive(Debug)]
 pub struct RetiredWindow {
     window: Arc<Window>,
+    /// Pages before this one have been let go.
+    next: u64,
 }
+
+/// Pages that are let go at a time; takes some hundred microseconds.
+const SLICE: u64 = 256;
 
 impl RetiredWindow {
     pub(crate) fn new(window: Arc<Window>) -> Self {
-        Self { window }
+        Self { window, next: 0 }
     }
-}
 
-/// Pages of a retired window that are let go at a time. While it lasts, some
-/// hundred microseconds, nobody in the process can map anything, and faults of
-/// guests queue behind whoever wants to.
-const SLICE: u64 = 1024;
-
-impl Drop for RetiredWindow {
-    fn drop(&mut self) {
-        let Some(window) = Arc::get_mut(&mut self.window) else {
-            return; // somebody looks at it still
-        };
-        let nr_pages = window.mapping.nr_pages();
-        for start in (0..nr_pages).step_by(SLICE as usize) {
-            let slice = start..(start + SLICE).min(nr_pages);
-            if let Err(error) = window.mapping.drop_private(slice) {
+    /// Lets go of the next MiB; whether there is more. `bound` is how many
+    /// [`RamWindow`]s of it are left that nobody looks through: those of the VM
+    /// that was bound to it. With more than those it is left as it is.
+    pub fn let_go(&mut self, bound: usize) -> bool {
+        let mapping = &self.window.mapping;
+        let slice = self.next..(self.next + SLICE).min(mapping.nr_pages());
+        if slice.is_empty() || Arc::strong_count(&self.window) > 1 + bound {
+            return false;
+        }
+        self.next = slice.end;
+        match mapping.drop_private(slice) {
+            Ok(()) => true,
+            Err(error) => {
                 log::debug!("a retired window goes in one piece: {error}");
-                return;
+                false
             }
-            std::thread::yield_now();
         }
     }
 }

@@ -121,7 +121,9 @@ fn drop_if_zero(
     }
     let mut dropped = 0;
     for run in runs {
-        dropped += zero_run(state, leaf, run)?;
+        let went = zero_run(state, leaf, run)?;
+        state.note_zeros(leaf, went);
+        dropped += went;
     }
     Ok(dropped)
 }
@@ -234,6 +236,7 @@ pub(crate) fn drop_zero_frames(state: &mut State, id: NodeId) -> Result<(), Memo
         })
         .map(|(page, _)| page)
         .collect();
+    state.zeros_dropped += zero.len() as u64;
     let mut freed = FrameSet::default();
     let result = zero
         .into_iter()

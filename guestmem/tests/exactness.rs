@@ -256,12 +256,37 @@ fn zero_pages_of_a_fork_hide_the_parents_and_cost_nothing() {
     child.settle(Writers::Stopped).unwrap();
     let stats = child.stats().unwrap();
     assert_eq!((stats.private_pages, stats.markers), (0, 16));
+    assert_eq!(stats.zeros_dropped, 16);
+    let tree = child.tree().stats().unwrap();
+    assert_eq!(tree.zero_bytes_dropped(), 16 * PAGE_SIZE);
     let grandchild = fork(&mut child);
     for page in 0..32 {
         let wanted = u64::from(page >= 16);
         assert_eq!(page_value(&child, page), wanted);
         assert_eq!(page_value(&grandchild, page), wanted);
         assert_eq!(page_value(&parent, page), 1);
+    }
+}
+
+#[test]
+fn a_window_is_made_of_as_few_areas_of_the_kernel_as_its_mappings_say() {
+    let mut parent = root(4096);
+    for page in (0..4096).step_by(64) {
+        set_page(&parent, page, page + 1);
+    }
+    let mut child = fork(&mut parent);
+    for page in (1..4096).step_by(256) {
+        set_page(&child, page, page + 1);
+    }
+    let grandchild = fork(&mut child);
+    for ram in [&parent, &child, &grandchild] {
+        let areas = Smaps::of(ram.window().host_range()).areas;
+        let mappings = ram.stats().unwrap().mappings;
+        assert!(
+            areas <= 2 * mappings + 1,
+            "{areas} areas, {mappings} mappings"
+        );
+        assert!(mappings <= areas, "{areas} areas, {mappings} mappings");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Work that nobody waits for, on threads that start when first needed.
 
 use std::any::Any;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -51,6 +52,13 @@ impl Worker {
     }
 }
 
+/// How many wait for remains to be gone. The reaper takes no pauses then.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// How long the reaper pauses between two steps, so that a guest that shares
+/// its core loses little of it at a time.
+const PAUSE: Duration = Duration::from_micros(500);
+
 /// Remains on their way; waiting for them to be gone is optional.
 #[derive(Debug)]
 pub(crate) struct Retired(Receiver<()>);
@@ -63,15 +71,26 @@ impl Retired {
 
     /// Waits until they are gone.
     pub(crate) fn wait(self) {
+        WAITING.fetch_add(1, Ordering::SeqCst);
         // The reaper drops its end when it is done; it sends nothing.
         let _ = self.0.recv();
+        WAITING.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// Drops `remains` in the background, or at once if that cannot be.
-pub(crate) fn retire(remains: impl Any + Send) -> Retired {
+/// Drops `remains` in the background, or at once if that cannot be; `lessen`
+/// makes less of them before, step by step, as long as it returns `true`.
+pub(crate) fn retire<R: Any + Send>(
+    mut remains: R,
+    mut lessen: impl FnMut(&mut R) -> bool + Send + 'static,
+) -> Retired {
     let (done, retired) = channel();
     let job: Job = Box::new(move || {
+        while lessen(&mut remains) {
+            if WAITING.load(Ordering::SeqCst) == 0 {
+                std::thread::sleep(PAUSE);
+            }
+        }
         drop(remains);
         drop(done);
     });
@@ -109,7 +128,12 @@ mod tests {
     #[test]
     fn waiting_returns_when_the_remains_are_gone() {
         let alive = Arc::new(());
-        retire(Arc::clone(&alive)).wait();
+        let mut steps = 3;
+        let lessen = move |_: &mut Arc<()>| {
+            steps -= 1;
+            steps > 0
+        };
+        retire(Arc::clone(&alive), lessen).wait();
         assert_eq!(Arc::strong_count(&alive), 1);
     }
 

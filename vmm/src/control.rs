@@ -34,13 +34,19 @@ pub(crate) struct Ahead {
     next: Option<(Shell, Vec<Vcpu>)>,
 }
 
-/// What a machine leaves behind when it moves. The VM goes before the window,
-/// which it would be told of page by page.
+/// What a machine leaves behind when it moves.
 #[derive(Debug)]
 pub(crate) struct Remains {
-    _vcpus: Vec<Vcpu>,
+    vcpus: Vec<Vcpu>,
+    /// Holds the window, as each vCPU does.
     _shell: Shell,
-    _window: RetiredWindow,
+    window: RetiredWindow,
+}
+
+impl Remains {
+    fn lessen(&mut self) -> bool {
+        self.window.let_go(self.vcpus.len() + 1)
+    }
 }
 
 impl Ahead {
@@ -87,9 +93,9 @@ impl Control {
         let remains = left
             .zip(ahead.next.take())
             .map(|(window, (shell, vcpus))| Remains {
-                _vcpus: gate.replace(vcpus),
+                vcpus: gate.replace(vcpus),
                 _shell: std::mem::replace(&mut self.shell, shell),
-                _window: window,
+                window,
             });
         let snapshot = Snapshot::new(
             Arc::clone(&machine.family),
@@ -117,7 +123,8 @@ impl Control {
         let old_vcpus = gate.replace(vcpus);
         let old_shell = std::mem::replace(&mut self.shell, shell);
         let old_ram = std::mem::replace(ram, new_ram);
-        self.retire((old_vcpus, old_shell, old_ram));
+        let remains = (old_vcpus, old_shell, old_ram);
+        self.note_retired(background::retire(remains, |_| false));
         Ok(())
     }
 
@@ -128,8 +135,12 @@ impl Control {
     }
 
     /// Takes down what the machine has left, in the background.
-    pub(crate) fn retire(&mut self, remains: impl Send + 'static) {
+    pub(crate) fn retire(&mut self, remains: Remains) {
+        self.note_retired(background::retire(remains, Remains::lessen));
+    }
+
+    fn note_retired(&mut self, retired: Retired) {
         self.retired.retain(|retired| !retired.is_done());
-        self.retired.push(background::retire(remains));
+        self.retired.push(retired);
     }
 }

@@ -49,6 +49,9 @@ pub struct ZeroScan {
 /// What a VM costs and shares, settled when it was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmStats {
+    /// Bytes that this VM has committed itself, by the kernel's count: root RAM
+    /// in the file, or the private pages of its window.
+    pub committed_bytes: u64,
     /// This VM's RAM.
     pub ram: RamStats,
     /// All of its clone tree.
@@ -255,6 +258,7 @@ impl Vm {
         let _control = self.control();
         let ram = self.machine.ram();
         Ok(VmStats {
+            committed_bytes: ram.committed_bytes()?,
             ram: ram.stats()?,
             tree: ram.tree().stats()?,
         })

@@ -35,6 +35,12 @@ pub(crate) struct FreezePlan {
 }
 
 impl FreezePlan {
+    /// Pages that cost nothing from now on because they are zero.
+    pub(crate) fn nr_zero(&self) -> u64 {
+        let over_nothing = |(_, below): &&(PageIdx, Seen)| *below == Seen::Nothing;
+        (self.zeroes.len() + self.same.iter().filter(over_nothing).count()) as u64
+    }
+
     /// Every page of the plan, and what it shows once its copies are in the
     /// file pages `stored`.
     pub(crate) fn shown(

@@ -40,6 +40,7 @@ pub(crate) fn page_value(ram: &Ram, page: u64) -> u64 {
 /// What the kernel lists of a range of addresses, in pages.
 #[derive(Debug, Default)]
 pub(crate) struct Smaps {
+    pub(crate) areas: u64,
     pub(crate) resident_pages: u64,
     pub(crate) pss_pages: u64,
     pub(crate) anonymous_pages: u64,
@@ -56,6 +57,7 @@ impl Smaps {
         });
         within.fold(Self::default(), |mut sum, area| {
             let pages = |key| area.extension.map[key] / PAGE_SIZE;
+            sum.areas += 1;
             sum.resident_pages += pages("Rss");
             sum.pss_pages += pages("Pss");
             sum.anonymous_pages += pages("Anonymous");
