@@ -28,7 +28,10 @@ fn until_it_works<T>(mut op: impl FnMut() -> Result<T, MemoryError>, mut check: 
 pub(crate) fn freeze(ram: &mut Ram) -> Result<Layer, MemoryError> {
     let mut prepared = ram.prepare_freeze()?;
     if prepared.wants_window() {
-        ram.stage(&mut prepared, &BlankWindow::new(ram.layout())?)?;
+        ram.stage(
+            &mut prepared,
+            &BlankWindow::for_tree(ram.tree(), ram.layout())?,
+        )?;
     }
     Ok(ram.freeze(&mut prepared)?.0)
 }

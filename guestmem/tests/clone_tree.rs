@@ -28,6 +28,7 @@ enum Op {
     },
     Fork {
         vm: usize,
+        over_root: bool,
     },
     Snapshot {
         vm: usize,
@@ -102,7 +103,7 @@ fn op() -> impl Strategy<Value = Op> {
         // Zero is a value like others, and more likely than most.
         12 => (vm.clone(), 0..PAGES, prop_oneof![Just(0), any::<u64>()])
             .prop_map(|(vm, page, value)| Op::Write { vm, page, value }),
-        4 => vm.clone().prop_map(|vm| Op::Fork { vm }),
+        4 => (vm.clone(), any::<bool>()).prop_map(|(vm, over_root)| Op::Fork { vm, over_root }),
         2 => vm.clone().prop_map(|vm| Op::Snapshot { vm }),
         3 => (vm.clone(), any::<bool>(), prop::collection::vec(meanwhile(), 0..4))
             .prop_map(|(vm, stage, meanwhile)| Op::LateFreeze { vm, stage, meanwhile }),
@@ -153,9 +154,13 @@ impl World {
                     content.insert(page, Arc::new(value));
                 }
             }
-            Op::Fork { vm } if vms > 0 && vms < 12 => {
+            Op::Fork { vm, over_root } if vms > 0 && vms < 12 => {
                 let (ram, content) = &mut self.vms[vm % vms];
-                let child = freeze(ram).fork().unwrap();
+                let blank = match over_root {
+                    true => BlankWindow::for_tree(&self.tree, ram.layout()).unwrap(),
+                    false => BlankWindow::new(ram.layout()).unwrap(),
+                };
+                let child = freeze(ram).spare(&blank).unwrap().into_ram();
                 let content = content.clone();
                 self.vms.push((child, content));
             }
@@ -229,7 +234,7 @@ impl World {
         let (mut ram, mut content) = self.vms.swap_remove(vm);
         let mut prepared = ram.prepare_freeze().unwrap();
         if stage || prepared.wants_window() {
-            let blank = BlankWindow::new(ram.layout()).unwrap();
+            let blank = BlankWindow::for_tree(&self.tree, ram.layout()).unwrap();
             ram.stage(&mut prepared, &blank).unwrap();
         }
         for step in meanwhile {

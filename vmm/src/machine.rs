@@ -33,6 +33,8 @@ pub(crate) struct Family {
     pub(crate) cpuids: Vec<CpuId>,
     /// How the RAM of each is laid out.
     layout: RamLayout,
+    /// All of their RAM.
+    tree: Arc<CloneTree>,
     /// What becomes of the memory of templates.
     pub(crate) huge_layers: HugeLayers,
     /// Made ahead, from the first run on.
@@ -61,6 +63,7 @@ impl Family {
             host,
             cpuids,
             layout,
+            tree: Arc::clone(&tree),
             huge_layers,
             shells: Mutex::default(),
             next_number: AtomicU64::new(0),
@@ -83,7 +86,8 @@ impl Family {
     /// The same, made now.
     pub(crate) fn make_shell(&self) -> Result<Bound, VmError> {
         let blank = Blank::new(&self.host, &self.cpuids)?;
-        Ok(blank.bind(BlankWindow::new(self.layout)?)?)
+        let window = BlankWindow::for_tree(&self.tree, self.layout)?;
+        Ok(blank.bind(window)?)
     }
 
     /// Has shells made for the next fork, in the background.
