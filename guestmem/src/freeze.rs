@@ -16,6 +16,7 @@
 
 use std::sync::Arc;
 
+use crate::blank_window::BlankWindow;
 use crate::copies::Copies;
 use crate::error::MemoryError;
 use crate::frame::{Stock, private_frame};
@@ -24,7 +25,7 @@ use crate::settle::{settle_leaf, shows};
 use crate::state::{Leaf, MAP_BUDGET, State};
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{Content, FreezePlan, NodeId, WindowPlan, without};
-use crate::window::{BlankWindow, Window, Writes};
+use crate::window::{Window, Writes};
 
 /// Copies that a freeze may leave in a window: where there would be more, the
 /// VM moves to another. Comparing so many takes about as long as moving.

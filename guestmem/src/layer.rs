@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::blank_window::BlankWindow;
 use crate::clone_tree::{CloneTree, LayerClaim, LeafClaim};
 use crate::error::MemoryError;
 use crate::frame::{Arena, file_frame};
@@ -10,7 +11,7 @@ use crate::ram::Ram;
 use crate::ram_window::RamWindow;
 use crate::state::{Leaf, State};
 use crate::tree::{NodeId, Seen};
-use crate::window::{BlankWindow, Window};
+use crate::window::Window;
 
 /// Frozen RAM: a layer held by a snapshot. It never changes; RAM forked from
 /// it starts out as it is.

@@ -35,6 +35,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod blank_window;
 mod clone_tree;
 mod committed;
 mod copies;
@@ -64,6 +65,7 @@ mod tree;
 mod window;
 mod zeros;
 
+pub use blank_window::BlankWindow;
 pub use clone_tree::CloneTree;
 pub use error::MemoryError;
 pub use guest_ram::{GuestRam, WindowRegion};
@@ -79,5 +81,5 @@ pub use ram_window::RamWindow;
 pub use settle::Writers;
 pub use stats::{RamStats, TreeStats};
 pub use tree::Attribution;
-pub use window::{BlankWindow, RetiredWindow};
+pub use window::RetiredWindow;
 pub use zeros::ZeroCandidates;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::blank_window::BlankWindow;
 use crate::clone_tree::{CloneTree, LeafClaim};
 use crate::error::MemoryError;
 use crate::freeze::{self, Prepared};
@@ -14,7 +15,7 @@ use crate::state::Leaf;
 use crate::stats::RamStats;
 use crate::sys::mapping::HugePages;
 use crate::tree::Reading;
-use crate::window::{BlankWindow, RetiredWindow, Window};
+use crate::window::{RetiredWindow, Window};
 use crate::zeros::{self, ZeroCandidates};
 use crate::{reset, resize};
 
