@@ -30,8 +30,9 @@ pub enum Collapsed {
     /// Frames of it are zero, and so will be given back one by one, or have
     /// been meanwhile.
     LeftAlone,
-    /// The host has no huge page to spare, or is busy with the pages. It is
-    /// tried again after the others, a few times.
+    /// The host has no huge page to spare, or is busy with the pages: it is
+    /// tried again after the others, a few times. Or more than 32 VMs may have
+    /// the pages mapped.
     NotNow,
     /// This host never does it. Nothing is left to do.
     Unsupported,
@@ -53,6 +54,11 @@ pub struct Collapser {
 /// Who is busy with a page (a fault, a batch on its way to a list of the
 /// kernel's) is not for long.
 const RETRIES: u32 = 4;
+
+/// VMs of a tree beyond which nothing is moved: each that has mapped a page has
+/// to be told, while the kernel lets nobody else map anything. With 1,000 of
+/// them forks waited seconds.
+const MOST_VMS: usize = 32;
 
 /// An extent on its way, mapped on its own.
 struct Chosen {
@@ -81,6 +87,9 @@ impl Collapser {
     /// If the kernel cannot be asked which frames there are, or has no room for
     /// a mapping of 2 MiB. That a page was not collapsed is no error.
     pub fn step(&mut self) -> Result<Option<Collapsed>, MemoryError> {
+        if self.is_looked_at_by_many() {
+            return Ok(Some(Collapsed::NotNow));
+        }
         let Some(chosen) = self.choose()? else {
             return Ok(None);
         };
@@ -95,6 +104,11 @@ impl Collapser {
             Collapsed::Huge | Collapsed::LeftAlone => {}
         }
         Ok(Some(outcome))
+    }
+
+    fn is_looked_at_by_many(&self) -> bool {
+        let tree = self.layer.upgrade().map(|claim| Arc::clone(&claim.tree));
+        tree.is_some_and(|tree| tree.lock().leaves.len() > MOST_VMS)
     }
 
     fn choose(&mut self) -> Result<Option<Chosen>, MemoryError> {

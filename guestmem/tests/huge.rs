@@ -168,3 +168,18 @@ fn collapsing_meanwhile_disturbs_nobody() {
     parent.tree().check_invariants();
     assert_eq!(parent.tree().stats().unwrap().frames(), 2 * HUGE);
 }
+
+#[test]
+fn nothing_is_moved_while_many_have_it_mapped() {
+    let mut parent = root(HUGE, 0..HUGE);
+    let layer = freeze(&mut parent);
+    let children: Vec<_> = (0..32).map(|_| layer.fork().unwrap()).collect();
+    let mut collapser = layer.collapser();
+    assert_eq!(collapser.step().unwrap(), Some(Collapsed::NotNow));
+    drop(children);
+    let last = std::iter::from_fn(|| collapser.step().unwrap()).last();
+    assert!(
+        matches!(last, Some(Collapsed::Huge | Collapsed::Unsupported)),
+        "{last:?}"
+    );
+}
