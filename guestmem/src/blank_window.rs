@@ -11,7 +11,7 @@ use crate::ram_window::RamWindow;
 use crate::sys::mapping::{HugePages, Mapping, Sharing};
 use crate::sys::memfd::Memfd;
 use crate::tree::{MapRun, WindowPlan};
-use crate::window::{Writes, map_run, regions};
+use crate::window::{map_run, regions};
 
 /// Addresses for a window, with nothing but anonymous memory there yet. KVM
 /// can be told of them ahead: what is mapped there later, before the VM has
@@ -35,8 +35,8 @@ pub(crate) struct There {
 impl There {
     /// Whether `run` is mapped already.
     pub(crate) fn shows(&self, run: &MapRun) -> bool {
-        let within = |root: &MapRun| run.pages.end <= root.pages.end;
-        run.pages.start == run.file_page && self.root.as_ref().is_some_and(within)
+        let root = self.root.as_ref();
+        root.is_some_and(|root| run.is_in_place(&root.pages))
     }
 }
 
@@ -54,8 +54,8 @@ impl BlankWindow {
     }
 
     /// The same, with root RAM of `tree` mapped there already if most of it is
-    /// likely to be seen: as long as root RAM has not been frozen, or if half
-    /// of it is committed. What the window will show does not depend on that.
+    /// likely to be seen, as it was in the window made last. What the window
+    /// will show does not depend on that.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -63,9 +63,7 @@ impl BlankWindow {
         let mut blank = Self::new(layout)?;
         let state = tree.lock();
         let arena = &state.arena;
-        let mut leaves = state.leaves.values();
-        let root_is_live = leaves.any(|leaf| leaf.window.writes() == Writes::ToFile);
-        if root_is_live || arena.committed_pages()? >= layout.nr_pages() / 2 {
+        if state.shows_root {
             let run = blank.all_of_root(arena);
             map_run(&blank.mapping, arena, &run, Sharing::Private)?;
             blank.root_of = Some(arena.file());

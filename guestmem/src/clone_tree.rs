@@ -48,6 +48,7 @@ impl CloneTree {
             leaves: BTreeMap::new(),
             gone: Vec::new(),
             zeros_dropped: 0,
+            shows_root: reading == Reading::Unread,
         });
         let tree = Arc::new(Self {
             pagemap,

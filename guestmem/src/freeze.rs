@@ -22,9 +22,9 @@ use crate::error::MemoryError;
 use crate::frame::{Stock, private_frame};
 use crate::layout::PageIdx;
 use crate::settle::{settle_leaf, shows};
-use crate::state::{Leaf, MAP_BUDGET, State};
+use crate::state::{Leaf, State};
 use crate::sys::pagemap::Pagemap;
-use crate::tree::{Content, FreezePlan, NodeId, WindowPlan, without};
+use crate::tree::{Content, FreezePlan, NodeId, without};
 use crate::window::{Window, Writes};
 
 /// Copies that a freeze may leave in a window: where there would be more, the
@@ -100,7 +100,8 @@ pub(crate) fn stage(
         let view = state
             .tree
             .view_when_frozen(leaf, &prepared.found, prepared.stock.first());
-        let plan = WindowPlan::new(&view, &state.arena.zero_for_ever(), MAP_BUDGET);
+        let nr_pages = state.tree.node(leaf).nr_pages();
+        let plan = state.plan_to_show(&view, nr_pages);
         if !plan.copies.is_empty() {
             return Ok(None);
         }

@@ -11,7 +11,7 @@ use crate::error::MemoryError;
 use crate::frame::Arena;
 use crate::layout::PageIdx;
 use crate::sys::pagemap::Pagemap;
-use crate::tree::{NodeId, Reach, Tree, WindowPlan};
+use crate::tree::{NodeId, Reach, Tree, ViewRun, WindowPlan};
 use crate::window::Window;
 
 /// Mappings that one window may be made of.
@@ -29,6 +29,9 @@ pub(crate) struct State {
     pub(crate) gone: Vec<Gone>,
     /// Pages given back so far because they held nothing but zeros.
     pub(crate) zeros_dropped: u64,
+    /// Whether the window planned last shows mostly root RAM, in its place. The
+    /// next one will, most likely.
+    pub(crate) shows_root: bool,
 }
 
 /// A claim that nobody holds any more.
@@ -92,8 +95,17 @@ impl Leaf {
 impl State {
     /// How a window over what `reach` says is made.
     pub(crate) fn plan_window(&mut self, reach: Reach) -> WindowPlan {
+        let nr_pages = reach.nr_pages();
         let view = self.tree.view_through(reach);
-        WindowPlan::new(&view, &self.arena.zero_for_ever(), MAP_BUDGET)
+        self.plan_to_show(&view, nr_pages)
+    }
+
+    /// How a window of `nr_pages` over `view` is made.
+    pub(crate) fn plan_to_show(&mut self, view: &[ViewRun], nr_pages: u64) -> WindowPlan {
+        let root = self.arena.root();
+        let plan = WindowPlan::new(view, &self.arena.zero_for_ever(), MAP_BUDGET);
+        self.shows_root = plan.pages_in_place(&root) >= nr_pages / 2;
+        plan
     }
 
     /// Notes that so many pages of `leaf` were zero and are not kept.

@@ -78,6 +78,11 @@ impl Reach {
         self.offset..self.offset + self.limit
     }
 
+    /// How many of the looker's pages see something of it.
+    pub(crate) fn nr_pages(self) -> u64 {
+        self.limit
+    }
+
     /// `pages` of the node, all of them [seen](Self::seen), as the looker
     /// counts them.
     pub(crate) fn shown_as(self, pages: Range<u64>) -> Range<u64> {

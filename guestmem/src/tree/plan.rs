@@ -26,6 +26,12 @@ impl MapRun {
     pub(crate) fn nr_pages(&self) -> u64 {
         self.pages.end - self.pages.start
     }
+
+    /// Whether its pages lie in the file as root RAM, the file pages `root`,
+    /// does: each at its own offset.
+    pub(crate) fn is_in_place(&self, root: &Range<u64>) -> bool {
+        self.pages.start == self.file_page && self.pages.end <= root.end
+    }
 }
 
 /// What to map and what to copy so that a window shows a view. Pages in
@@ -68,6 +74,12 @@ impl WindowPlan {
             as_short || run.nr_pages() > shortest
         });
         Self { maps, copies }
+    }
+
+    /// How many pages show root RAM, the file pages `root`, in its place.
+    pub(crate) fn pages_in_place(&self, root: &Range<u64>) -> u64 {
+        let in_place = self.maps.iter().filter(|run| run.is_in_place(root));
+        in_place.map(MapRun::nr_pages).sum()
     }
 }
 

@@ -209,7 +209,7 @@ impl Tree {
         if reach.is_all_of(self.node(reach.node).nr_pages()) {
             return view;
         }
-        let nr_pages = reach.seen().end - reach.seen().start;
+        let nr_pages = reach.nr_pages();
         self.runs_along(reach, 0..nr_pages).into()
     }
 
