@@ -87,7 +87,7 @@ impl Family {
     pub(crate) fn make_shell(&self) -> Result<Bound, VmError> {
         let blank = Blank::new(&self.host, &self.cpuids)?;
         let window = BlankWindow::for_tree(&self.tree, self.layout)?;
-        Ok(blank.bind(window)?)
+        Ok(blank.bind(&self.host, window)?)
     }
 
     /// Has shells made for the next fork, in the background.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
+use crate::kvm::first_entry;
 use crate::kvm::msrs::MsrPlan;
 
 /// The API version every KVM has spoken since Linux 2.6.22.
@@ -83,6 +84,8 @@ pub struct Host {
     pub(crate) msrs: MsrPlan,
     pub(crate) xsave_bytes: usize,
     max_vcpus: u32,
+    /// Whether vCPUs made ahead are to have had their first entry.
+    pub(crate) enters_ahead: bool,
 }
 
 impl Host {
@@ -127,6 +130,7 @@ impl Host {
             msrs,
             xsave_bytes: xsave_bytes(&vm),
             max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
+            enters_ahead: first_entry::pays_off(),
             kvm,
         }))
     }

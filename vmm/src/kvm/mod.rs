@@ -5,9 +5,11 @@
 //! * [`state`]: all of a vCPU's state, in and out, in the order that works
 //! * [`msrs`]: which MSRs that includes
 //! * [`kick`]: getting a vCPU out of the guest, without fail
+//! * [`first_entry`]: what KVM puts off until a vCPU is entered, done ahead
 //! * [`detail`]: what `kvm_run` says about exits that kvm-ioctls leaves opaque
 
 pub(crate) mod detail;
+pub(crate) mod first_entry;
 pub(crate) mod host;
 pub(crate) mod kick;
 pub(crate) mod msrs;

@@ -16,6 +16,7 @@ use guestmem::{BlankWindow, RamRegion, RamWindow};
 use kvm_bindings::{CpuId, kvm_clock_data, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 
+use super::first_entry;
 use super::host::Host;
 use super::kick::Kick;
 use super::msrs::enable_split_irqchip;
@@ -83,9 +84,18 @@ impl Blank {
     }
 
     /// Gives it the addresses of `window` for memory, whatever will be seen
-    /// there.
-    pub(crate) fn bind(self, window: BlankWindow) -> Result<Bound, ShellError> {
+    /// there; and does already what KVM puts off until a vCPU is first
+    /// entered, if that pays off on this host.
+    pub(crate) fn bind(mut self, host: &Host, window: BlankWindow) -> Result<Bound, ShellError> {
         self.set_memslots(window.regions())?;
+        if host.enters_ahead {
+            for (vcpu, _) in &mut self.vcpus {
+                first_entry::make(vcpu).map_err(|source| ShellError {
+                    op: "enter a vCPU ahead",
+                    source,
+                })?;
+            }
+        }
         Ok(Bound {
             blank: self,
             window,
@@ -147,6 +157,11 @@ impl Bound {
     /// The addresses: make the window there that the machine is to see.
     pub(crate) fn window(&self) -> &BlankWindow {
         &self.window
+    }
+
+    #[cfg(test)]
+    pub(crate) fn vcpus(&mut self) -> impl Iterator<Item = &mut VcpuFd> {
+        self.blank.vcpus.iter_mut().map(|(vcpu, _)| vcpu)
     }
 
     /// The shell, now that `window` has been made at its addresses.
