@@ -23,7 +23,7 @@ use object::read::elf::{FileHeader, ProgramHeader};
 const IMAGE: u64 = 0x10_0000;
 
 /// Guests that stay ELF files, because they are entered in ring 0.
-const ELF_GUESTS: [&str; 2] = ["ring0", "ring0-smp"];
+const ELF_GUESTS: [&str; 3] = ["clock", "ring0", "ring0-smp"];
 
 /// Files outside of `guests` that guests include.
 const SHARED: [&str; 2] = ["src/abi.rs", "src/worker.rs"];

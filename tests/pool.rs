@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_images::Guest;
 use tests::{Worker, builder, kvm, run_to_end};
+use vm_memory::{Bytes, GuestAddress};
 use vmm::{Event, Vm};
 
 #[test]
@@ -115,6 +116,37 @@ fn a_timer_that_was_running_goes_on_in_a_fork_that_has_waited() {
         assert_eq!(run_to_end(&child), Event::Exited(0));
     }
     assert_eq!(parent.wait(), Event::Exited(0));
+}
+
+/// Nanoseconds on KVM's clock when the guest `clock` began to run last.
+fn guest_clock(vm: &Vm) -> Duration {
+    // `system_time` in the kernel's `pvclock_vcpu_time_info`.
+    let at = GuestAddress(0x1_0000 + 16);
+    Duration::from_nanos(vm.guest_ram().read_obj(at).unwrap())
+}
+
+#[test]
+fn the_clock_of_a_fork_does_not_count_how_long_it_has_waited() {
+    let Some(host) = kvm() else { return };
+    let parent = builder(&host, Guest::Clock).build().unwrap();
+    assert_eq!(parent.run().unwrap(), Event::Ready);
+    let asked = Instant::now();
+    assert_eq!(parent.run().unwrap(), Event::Ready);
+    let before = guest_clock(&parent);
+    assert!(!before.is_zero(), "the guest has a clock");
+    let snapshot = parent.snapshot().unwrap();
+    let until_snapshot = asked.elapsed();
+    snapshot.keep_warm(1);
+    snapshot.wait_warm().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(snapshot.warm(), 1);
+    let asked = Instant::now();
+    let child = snapshot.fork().unwrap();
+    assert_eq!(child.run().unwrap(), Event::Ready);
+    let at_most = until_snapshot + asked.elapsed();
+    let gone_by = guest_clock(&child).checked_sub(before);
+    let gone_by = gone_by.expect("the clock goes forward");
+    assert!(gone_by <= at_most, "{gone_by:?} in at most {at_most:?}");
 }
 
 #[test]

@@ -121,6 +121,9 @@ guests! {
     /// An ELF kernel that starts the other vCPUs as on hardware; exits with how
     /// many run.
     Ring0Smp = "ring0-smp".elf,
+    /// An ELF kernel that has KVM keep its clock at 0x10000; ready over and
+    /// over.
+    Clock = "clock".elf,
 }
 
 impl Guest {

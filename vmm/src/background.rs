@@ -4,34 +4,49 @@ use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Takes down what machines have left behind. Unmapping a touched gigabyte
 /// takes tens of milliseconds; a fork that moves to a new shell must not wait
 /// for the old one to go.
-static REAPER: Worker = Worker::new("vm-reaper");
+static REAPER: Worker = Worker::new("vm-reaper", Duration::ZERO);
 
 /// Makes what forks will need next. Not the reaper's thread, which may be busy
-/// for long.
-static BUILDER: Worker = Worker::new("vm-builder");
+/// for long. It stays up for a while after each job: waking it would be half of
+/// what a fork from a pool costs.
+static BUILDER: Worker = Worker::new("vm-builder", Duration::from_millis(10));
 
 /// Does what may take minutes, because it takes pauses.
-static SLOW: Worker = Worker::new("vm-slow");
+static SLOW: Worker = Worker::new("vm-slow", Duration::ZERO);
 
 /// A thread that does jobs in order.
 struct Worker {
     name: &'static str,
+    /// How long it looks for jobs now and then before it waits to be woken.
+    stays_up: Duration,
     queue: OnceLock<Option<Mutex<Sender<Job>>>>,
 }
 
 impl Worker {
-    const fn new(name: &'static str) -> Self {
+    const fn new(name: &'static str, stays_up: Duration) -> Self {
         Self {
             name,
+            stays_up,
             queue: OnceLock::new(),
         }
+    }
+
+    fn next(&self, jobs: &Receiver<Job>) -> Option<Job> {
+        let done = Instant::now();
+        while done.elapsed() < self.stays_up {
+            if let Ok(job) = jobs.try_recv() {
+                return Some(job);
+            }
+            std::thread::sleep(NAP);
+        }
+        jobs.recv().ok()
     }
 
     /// Queues a job; gives it back if the host has no thread for it.
@@ -39,7 +54,11 @@ impl Worker {
         let start = || {
             let (queue, jobs) = channel::<Job>();
             let thread = std::thread::Builder::new().name(self.name.into());
-            let started = thread.spawn(move || jobs.into_iter().for_each(|job| job()));
+            let started = thread.spawn(move || {
+                while let Some(job) = self.next(&jobs) {
+                    job();
+                }
+            });
             started.ok().map(|_| Mutex::new(queue))
         };
         match self.queue.get_or_init(start) {
@@ -51,6 +70,10 @@ impl Worker {
         }
     }
 }
+
+/// Between two looks for jobs of a worker that stays up. Whoever has just
+/// queued one has the host's cores to themselves for as long.
+const NAP: Duration = Duration::from_micros(200);
 
 /// How many wait for remains to be gone. The reaper takes no pauses then.
 static WAITING: AtomicUsize = AtomicUsize::new(0);

@@ -239,15 +239,19 @@ impl MachineState {
         Ok(())
     }
 
-    /// Sets what has moved on since [`restore`](Self::restore): time.
+    /// Sets what has moved on since [`restore`](Self::restore): time, as far as
+    /// the guest has a way to see it.
     pub(crate) fn restart_clocks<'a>(
         &self,
+        host: &Host,
         shell: &Shell,
         vcpus: impl Iterator<Item = &'a Vcpu>,
     ) -> Result<(), VmError> {
-        shell.set_clock(&self.clock)?;
+        if self.vcpus.iter().any(VcpuState::reads_kvm_clock) {
+            shell.set_clock(&self.clock)?;
+        }
         for (index, (state, vcpu)) in self.vcpus.iter().zip(vcpus).enumerate() {
-            state.restart_clocks(&vcpu.fd, index)?;
+            state.restart_clocks(host, &vcpu.fd, index)?;
         }
         Ok(())
     }

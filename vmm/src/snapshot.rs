@@ -129,7 +129,8 @@ impl Snapshot {
             return Ok((ram.into_ram(), shell, vcpus));
         };
         let Warm { vcpus, shell, ram } = warm;
-        self.point.state.restart_clocks(&shell, vcpus.iter())?;
+        let Point { family, state, .. } = &*self.point;
+        state.restart_clocks(&family.host, &shell, vcpus.iter())?;
         Ok((ram.into_ram(), shell, vcpus))
     }
 

@@ -19,7 +19,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::boot::VcpuEntry;
 use crate::kvm::host::Host;
-use crate::kvm::msrs::{MSR_TSC_DEADLINE, MsrPlan, entries};
+use crate::kvm::msrs::{MSR_TSC, MSR_TSC_DEADLINE, MSRS_KVM_SYSTEM_TIME, MsrPlan, entries};
 
 /// Why a vCPU's state could not be read or set.
 #[derive(Debug, thiserror::Error)]
@@ -105,20 +105,37 @@ impl VcpuState {
             .map_err(failed("set the run state"))
     }
 
-    /// Sets again what has moved on since [`restore`](Self::restore): the time
-    /// stamp counter, and a timer that was running.
-    pub(crate) fn restart_clocks(&self, vcpu: &VcpuFd, index: usize) -> Result<(), StateError> {
-        let of_time = |(index, _): &&(u32, u64)| *index == MSR_TSC;
-        let tsc = self.msrs.iter().filter(of_time).copied();
-        if self.timer_is_armed() {
+    /// Sets again what has moved on since [`restore`](Self::restore) and can be
+    /// set: the time stamp counter, and a timer that was running.
+    pub(crate) fn restart_clocks(
+        &self,
+        host: &Host,
+        vcpu: &VcpuFd,
+        index: usize,
+    ) -> Result<(), StateError> {
+        let timer = self.timer_is_armed();
+        if timer {
             // The whole APIC, because the timer may have fired into it.
             vcpu.set_lapic(&self.lapic)
                 .map_err(failed("set the local APIC", index))?;
-            let deadline = |(index, _): &&(u32, u64)| *index == MSR_TSC_DEADLINE;
-            let deadline = self.msrs.iter().filter(deadline).copied();
-            return set_msrs(&tsc.chain(deadline).collect::<Vec<_>>(), vcpu, index);
         }
-        set_msrs(&tsc.collect::<Vec<_>>(), vcpu, index)
+        let moves = |msr: u32| match msr {
+            MSR_TSC => host.msrs.tsc_can_be_set,
+            MSR_TSC_DEADLINE => timer,
+            _ => false,
+        };
+        let msrs = self.msrs.iter().filter(|(msr, _)| moves(*msr)).copied();
+        match msrs.collect::<Vec<_>>().as_slice() {
+            [] => Ok(()),
+            msrs => set_msrs(msrs, vcpu, index),
+        }
+    }
+
+    /// Whether the guest has told KVM where to keep its clock.
+    pub(crate) fn reads_kvm_clock(&self) -> bool {
+        let enabled =
+            |(msr, value): &(u32, u64)| MSRS_KVM_SYSTEM_TIME.contains(msr) && value & 1 != 0;
+        self.msrs.iter().any(enabled)
     }
 
     /// Whether the local APIC's timer runs: it has a count or a deadline.
@@ -132,8 +149,6 @@ impl VcpuState {
 /// Offset of the initial-count register in the local APIC's page (Intel's
 /// manual, volume 3, 12.5.4).
 const TIMER_INITIAL_COUNT: usize = 0x380;
-
-const MSR_TSC: u32 = 0x10;
 
 impl std::fmt::Debug for VcpuState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
