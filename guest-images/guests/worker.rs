@@ -51,9 +51,7 @@ extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
                 0
             }
             command::LOOK => (0..b).fold(0, |sum, page| sum ^ rt::peek(a + page * rt::PAGE)),
-            command::AGAIN => loop {
-                rt::ready();
-            },
+            command::AGAIN => again(mailbox),
             command::SPIN => spin(a, b, c),
             _ => u64::MAX,
         };
@@ -65,6 +63,16 @@ extern "C" fn guest_main(_: u64, cpu: u64) -> ! {
 fn ticks() -> u64 {
     // SAFETY: the guest environment lets ring 3 read the time-stamp counter.
     unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Is ready over and over, and notes when it goes on.
+fn again(mailbox: *mut Mailbox) -> ! {
+    loop {
+        rt::ready();
+        let now = ticks();
+        // SAFETY: as above.
+        unsafe { (&raw mut (*mailbox).result).write_volatile(now) };
+    }
 }
 
 /// Writes to `pages` pages from `start` on in turn, for ever; what it notices

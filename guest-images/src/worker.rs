@@ -27,8 +27,9 @@ pub mod command {
     pub const TOUCH: u64 = 11;
     /// Read one word of each of `args[1]` pages from address `args[0]`.
     pub const LOOK: u64 = 12;
-    /// Be ready over and over, with nothing in between: a fork made then has
-    /// its first exit a few instructions after its first.
+    /// Be ready over and over; in between only note the time-stamp counter as
+    /// the result. A fork made then notes when it came to its first
+    /// instructions, and has its first exit a few later.
     pub const AGAIN: u64 = 13;
     /// For ever write to `args[1]` pages from address `args[0]` in turn, and
     /// keep an eye on the time, in a [`Watch`](super::Watch) at `args[2]`.

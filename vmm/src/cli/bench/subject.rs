@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use guest_images::Guest;
 use guest_images::abi::BOOT_INFO;
-use guest_images::worker::command;
+use guest_images::worker::{Mailbox, command};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::{Event, Host, Kernel, PAGE_SIZE, Vm, VmBuilder, VmError};
 
@@ -19,8 +19,8 @@ pub(super) struct Work {
     pub(super) args: [u64; 3],
 }
 
-/// The guest is about to be ready again, and so is every copy of it: their
-/// first exit comes a few instructions after their first.
+/// The guest is about to note the time and be ready again, and so is every copy
+/// of it: their first exit comes a few instructions after their first.
 pub(super) const READY_AGAIN: Work = Work {
     command: command::AGAIN,
     args: [0; 3],
@@ -36,6 +36,11 @@ pub(super) const NOTHING: Work = Work {
 /// Where the guest finds what it is to do.
 pub(super) fn mailbox() -> u64 {
     Guest::Worker.free_start()
+}
+
+/// Where it says what came of that.
+pub(super) fn result() -> u64 {
+    mailbox() + std::mem::offset_of!(Mailbox, result) as u64
 }
 
 /// The address of page `page` of the memory that the guest may be told to use.

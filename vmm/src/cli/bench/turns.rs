@@ -6,13 +6,23 @@ use std::time::Instant;
 use super::stats::Samples;
 use crate::cli::exit::Failure;
 
-/// One measured step; what it returns is its figure.
-pub(super) type Turn<'a> = Box<dyn FnMut() -> Result<f64, Failure> + 'a>;
+/// One measured step; what it returns is its figure, or its figures.
+pub(super) type Turn<'a, T = f64> = Box<dyn FnMut() -> Result<T, Failure> + 'a>;
 
 /// Lets all `turns` have `rounds` rounds, after one that does not count.
 pub(super) fn take(rounds: usize, turns: &mut [Turn<'_>]) -> Result<Vec<Samples>, Failure> {
+    let taken = take_each(rounds, turns)?;
+    let samples = taken.into_iter().map(|each| each.into_iter().collect());
+    Ok(samples.collect())
+}
+
+/// The same for steps with any kind of figures.
+pub(super) fn take_each<T>(
+    rounds: usize,
+    turns: &mut [Turn<'_, T>],
+) -> Result<Vec<Vec<T>>, Failure> {
     let count = turns.len();
-    let mut samples = vec![Samples::default(); count];
+    let mut samples: Vec<_> = turns.iter().map(|_| Vec::with_capacity(rounds)).collect();
     for round in 0..=rounds {
         for step in 0..count {
             let who = (round + step) % count;

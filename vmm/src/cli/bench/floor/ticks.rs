@@ -1,11 +1,12 @@
-//! The time-stamp counter, by which guests tell how long they did not run.
+//! The time-stamp counter, by which guests tell when they run.
 
 // UNSAFETY: the instruction that reads the counter.
 #![expect(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
-fn now() -> u64 {
+/// What the counter says.
+pub(in super::super) fn now() -> u64 {
     // SAFETY: every x86-64 CPU has it, and hosts let processes use it.
     unsafe { core::arch::x86_64::_rdtsc() }
 }

@@ -1,23 +1,27 @@
 //! `fork-pooled`, `fork-cold` and `drop`: copies of a template that stands
 //! still.
 //!
-//! A fork is measured from the call to the return from its run to the first
-//! exit, which comes a few instructions after the child's first. For the
-//! product that includes the thread that runs the vCPU.
+//! A fork is measured from the call to the child's first instructions, where it
+//! reads the time-stamp counter and notes it in its memory; and again, as
+//! `…-exit`, to the return from its run to the first exit, which comes a few
+//! instructions later. (Where KVM gives guests a counter of their own, both are
+//! to the exit.)
 //!
 //! Floor of `fork-cold`: every syscall that a VM of one vCPU takes, the private
-//! mapping of memory and all registers included, and the entry to the first
-//! exit. Floor of `fork-pooled`: only the entry to the first exit of a VM whose
-//! making, memory and registers were all done before; nobody can leave that
-//! out. `drop` ends when the memory, the VM and its vCPU are gone, or when the
-//! product says that they are.
+//! mapping of memory and all registers included, and the entry. Floor of
+//! `fork-pooled`: only the entry of a VM whose making, memory, registers and
+//! first entry were all done before; nobody can leave that out. `drop` ends when
+//! the memory, the VM and its vCPU are gone, or when the product says that they
+//! are.
 
 use std::time::Instant;
 
+use vm_memory::{Bytes, GuestAddress};
 use vmm::Snapshot;
 
-use crate::cli::bench::floor::machine::Irqchip;
+use crate::cli::bench::floor::machine::{Irqchip, Machine};
 use crate::cli::bench::floor::template::{Template, expect_ready};
+use crate::cli::bench::floor::ticks::{self, TickRate};
 use crate::cli::bench::rival::Spawner;
 use crate::cli::bench::row::{Row, Target, Unit};
 use crate::cli::bench::subject::{self, READY_AGAIN};
@@ -40,82 +44,153 @@ pub(super) fn templates(bench: &Bench, mib: u64) -> Result<(Snapshot, Template),
     Ok((vm.snapshot()?, floor))
 }
 
-/// A fork of a snapshot that keeps some ready, when all of them are.
-pub(super) fn warm_fork(snapshot: &Snapshot) -> Result<f64, Failure> {
-    snapshot.wait_warm()?;
-    fork(snapshot)
+/// When a copy came where, in microseconds.
+#[derive(Clone, Copy)]
+struct Times {
+    instruction: f64,
+    exit: f64,
+}
+
+/// When a copy was asked for.
+struct Asked {
+    ticks: u64,
+    at: Instant,
+}
+
+impl Asked {
+    fn now() -> Self {
+        Self {
+            ticks: ticks::now(),
+            at: Instant::now(),
+        }
+    }
+
+    /// The times of a copy that has just had its first exit and has noted
+    /// `noted`.
+    fn until(&self, noted: u64, clock: &TickRate, exited: Self) -> Times {
+        let exit = exited.at.duration_since(self.at).as_secs_f64() * 1e6;
+        let is_ours = (self.ticks..=exited.ticks).contains(&noted);
+        let instruction = match is_ours {
+            true => clock.micros(noted - self.ticks),
+            false => exit,
+        };
+        Times { instruction, exit }
+    }
+}
+
+/// The product's fork.
+fn times_of_fork(snapshot: &Snapshot, clock: &TickRate) -> Result<Times, Failure> {
+    let asked = Asked::now();
+    let child = snapshot.fork()?;
+    subject::run_to_ready(&child)?;
+    let exited = Asked::now();
+    let noted = child.guest_ram().read_obj(GuestAddress(subject::result()));
+    let noted = noted.map_err(std::io::Error::other)?;
+    Ok(asked.until(noted, clock, exited))
+}
+
+/// The rest of what `make` began, by syscalls.
+fn times_of_copy(
+    clock: &TickRate,
+    make: impl FnOnce() -> std::io::Result<Machine>,
+) -> Result<Times, Failure> {
+    let asked = Asked::now();
+    let mut child = make()?;
+    expect_ready(&mut child)?;
+    let exited = Asked::now();
+    let noted = child.memory.word(subject::result());
+    Ok(asked.until(noted, clock, exited))
+}
+
+/// Where to.
+type Point = fn(&Times) -> f64;
+
+/// With what is added to a row's name.
+const POINTS: [(&str, Point); 2] = [
+    ("", |times| times.instruction),
+    ("-exit", |times| times.exit),
+];
+
+fn to(point: Point, times: &[Times]) -> Samples {
+    times.iter().map(point).collect()
 }
 
 pub(super) fn pooled(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let mut rows = Vec::new();
+    let clock = &TickRate::measure();
     for mib in bench.effort.sizes(SIZES) {
         let (snapshot, floor) = templates(bench, *mib)?;
         snapshot.keep_warm(WARM);
-        let rounds = bench.effort.rounds(200);
-        let mut turns: [Turn<'_>; 3] = [
-            Box::new(|| warm_fork(&snapshot)),
+        let mut turns: [Turn<'_, Times>; 3] = [
             Box::new(|| {
-                let mut child = floor.bound()?;
-                floor.state.restore(&child.vcpu)?;
-                let start = Instant::now();
-                expect_ready(&mut child)?;
-                Ok(micros_since(start))
+                snapshot.wait_warm()?;
+                times_of_fork(&snapshot, clock)
             }),
             Box::new(|| {
                 let mut child = floor.bound()?;
-                let start = Instant::now();
+                child.enter_ahead()?;
                 floor.state.restore(&child.vcpu)?;
-                expect_ready(&mut child)?;
-                Ok(micros_since(start))
+                times_of_copy(clock, || Ok(child))
+            }),
+            Box::new(|| {
+                let child = floor.bound()?;
+                times_of_copy(clock, || {
+                    floor.state.restore(&child.vcpu)?;
+                    Ok(child)
+                })
             }),
         ];
-        let samples = turns::take(rounds, &mut turns)?;
-        rows.push(
-            Row::new(
-                format!("fork-pooled/{mib}M"),
-                Unit::Microseconds,
-                samples[0].clone(),
-            )
-            .floor(&samples[1])
-            .rival("bound VM, registers set at the fork", &samples[2])
-            .target(Target::AtMost(100.0))
-            .target(Target::TimesFloor(1.3)),
-        );
+        let taken = turns::take_each(bench.effort.rounds(200), &mut turns)?;
+        for (suffix, point) in POINTS {
+            let name = format!("fork-pooled{suffix}/{mib}M");
+            let row = Row::new(name, Unit::Microseconds, to(point, &taken[0]))
+                .floor(&to(point, &taken[1]))
+                .rival("bound VM, registers set at the fork", &to(point, &taken[2]));
+            rows.push(match suffix {
+                "" => row
+                    .target(Target::AtMost(100.0))
+                    .target(Target::TimesFloor(1.3)),
+                _ => row,
+            });
+        }
     }
     Ok(rows)
 }
 
 pub(super) fn cold(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let mut rows = Vec::new();
+    let clock = &TickRate::measure();
     for mib in bench.effort.sizes(SIZES) {
         let (snapshot, floor) = templates(bench, *mib)?;
         let spawner = Spawner::new(&floor)?;
-        let mut turns: [Turn<'_>; 4] = [
-            Box::new(|| fork(&snapshot)),
-            Box::new(|| copy(&floor, Irqchip::Split)),
-            Box::new(|| copy(&floor, Irqchip::Full)),
+        let mut turns: [Turn<'_, Times>; 4] = [
+            Box::new(|| times_of_fork(&snapshot, clock)),
+            Box::new(|| times_of_copy(clock, || floor.copy(Irqchip::Split))),
+            Box::new(|| times_of_copy(clock, || floor.copy(Irqchip::Full))),
             Box::new(|| {
-                let start = Instant::now();
+                let asked = Asked::now();
                 let process = spawner.copy()?;
-                let took = micros_since(start);
+                let times = asked.until(0, clock, Asked::now());
                 process.end()?;
-                Ok(took)
+                Ok(times)
             }),
         ];
-        let samples = turns::take(bench.effort.rounds(60), &mut turns)?;
-        let row = |name: &str, ours: &Samples| {
-            Row::new(format!("{name}/{mib}M"), Unit::Microseconds, ours.clone()).floor(&samples[1])
-        };
-        rows.push(
-            row("fork-cold", &samples[0])
-                .rival("zeroboot sequence", &samples[2])
-                .target(Target::TimesFloor(1.3))
-                .target(Target::TimesQuickerThanRival(8.0)),
-        );
-        rows.push(
-            row("fork-cold-against-process", &samples[0])
-                .rival("process and snapshot file, as Firecracker", &samples[3]),
-        );
+        let taken = turns::take_each(bench.effort.rounds(60), &mut turns)?;
+        for (suffix, point) in POINTS {
+            let name = format!("fork-cold{suffix}/{mib}M");
+            let row = Row::new(name, Unit::Microseconds, to(point, &taken[0]))
+                .floor(&to(point, &taken[1]));
+            rows.push(match suffix {
+                "" => row
+                    .rival("zeroboot sequence", &to(point, &taken[2]))
+                    .target(Target::TimesFloor(1.3))
+                    .target(Target::TimesQuickerThanRival(8.0)),
+                _ => row.rival(
+                    "process and snapshot file, as Firecracker",
+                    &to(point, &taken[3]),
+                ),
+            });
+        }
     }
     Ok(rows)
 }
@@ -151,6 +226,13 @@ pub(super) fn dropping(bench: &Bench) -> Result<Vec<Row>, Failure> {
     .rival("zeroboot sequence", &samples[2])
     .target(Target::AtMost(500.0));
     Ok(vec![row])
+}
+
+/// A fork of a snapshot that keeps some ready, when all of them are, to the
+/// child's first exit.
+pub(super) fn warm_fork(snapshot: &Snapshot) -> Result<f64, Failure> {
+    snapshot.wait_warm()?;
+    fork(snapshot)
 }
 
 /// The product's fork, to the child's first exit.

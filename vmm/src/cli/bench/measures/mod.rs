@@ -26,7 +26,7 @@ pub(super) struct Measure {
 pub(super) const MEASURES: &[Measure] = &[
     Measure {
         name: "fork-pooled",
-        help: "fork of a snapshot with VMs kept warm, to the first exit of the child",
+        help: "fork of a snapshot with VMs kept warm, to the first instruction of the child",
         run: fork::pooled,
     },
     Measure {
