@@ -7,11 +7,12 @@
 
 use std::ops::Range;
 
-use pagelist::{FrameId, PageList, PageOrMarker, SlotRef};
+use pagelist::{FrameId, PageList, PageOrMarker, Run, RunKind, SlotRef};
 
 use crate::error::MemoryError;
-use crate::layout::PageIdx;
-use crate::tree::Seen;
+use crate::layout::{PAGE_SIZE, PageIdx};
+use crate::pages::ByPage;
+use crate::tree::{Seen, each_page};
 
 /// The copies of one window.
 ///
@@ -30,6 +31,25 @@ impl Copies {
             Seen::Zero | Seen::Nothing => PageOrMarker::marker(),
         };
         self.put(page, entry)
+    }
+
+    /// The same for a run of pages, the first of which is a copy of what `first`
+    /// says, the others of the frames that follow. O(log n) if that is what was
+    /// noted last, as it is at a reset to where the last one was.
+    pub(crate) fn note_run(&mut self, pages: Range<u64>, first: Seen) -> Result<(), MemoryError> {
+        let kind = match first {
+            Seen::Frame(first) => RunKind::Frames { first },
+            Seen::Zero | Seen::Nothing => RunKind::Marker,
+        };
+        let run = Run {
+            start: pages.start * PAGE_SIZE,
+            end: pages.end * PAGE_SIZE,
+            kind,
+        };
+        if self.of.runs_in(pages.clone()).next() == Some(run) {
+            return Ok(());
+        }
+        each_page(pages, first).try_for_each(|(page, seen)| self.note(page, seen))
     }
 
     /// Makes sure that noting `page` cannot fail afterwards. The page is noted

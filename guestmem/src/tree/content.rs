@@ -312,12 +312,12 @@ impl Tree {
 
     /// What each of `pages` of `leaf` shows when the leaf has nothing of its
     /// own: what a reset copies back.
-    pub(crate) fn plan_reset(
-        &self,
-        leaf: NodeId,
-        pages: impl Iterator<Item = PageIdx>,
-    ) -> Vec<(PageIdx, Seen)> {
-        pages.map(|page| (page, self.below(leaf, page))).collect()
+    pub(crate) fn plan_reset(&self, leaf: NodeId, dirty: &[Range<u64>]) -> Vec<(Range<u64>, Seen)> {
+        let mut plan = Vec::with_capacity(dirty.len());
+        for pages in dirty {
+            self.each_below(leaf, pages.clone(), |pages, seen| plan.push((pages, seen)));
+        }
+        plan
     }
 
     /// `leaf` has nothing of its own any more.

@@ -47,7 +47,7 @@ pub(crate) use content::{Content, FreezePlan, ZeroPart, without};
 pub(crate) use node::{Node, NodeId, Reach, Reading, Role};
 pub(crate) use plan::{MapRun, WindowPlan};
 use view::KnownViews;
-pub(crate) use view::{Seen, ViewRun};
+pub(crate) use view::{Seen, ViewRun, each_page};
 
 /// All nodes of one tree.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::view::Seen;
+use super::view::{Seen, each_page};
 use super::{Content, NodeId, Reading, Role, Tree, Viewers, WindowPlan};
 use crate::frame::{FrameHome, FrameNumbers, FrameSet, home};
 use crate::layout::PageIdx;
@@ -360,11 +360,17 @@ impl World {
         let Some((_, eager)) = found.cloned() else {
             return;
         };
-        let pages = (0..nr_pages).map(PageIdx);
-        for (page, seen) in self.tree.plan_reset(leaf, pages) {
-            let value = self.value_of(leaf, seen);
-            assert_eq!(value, eager.value(page.0), "reset of {page:?}");
+        let dirty = [0..nr_pages / 2, nr_pages / 2..nr_pages];
+        let mut next = 0;
+        for (pages, seen) in self.tree.plan_reset(leaf, &dirty) {
+            assert_eq!(pages.start, next, "runs without gaps");
+            next = pages.end;
+            for (page, seen) in each_page(pages, seen) {
+                let value = self.value_of(leaf, seen);
+                assert_eq!(value, eager.value(page.0), "reset of {page:?}");
+            }
         }
+        assert_eq!(next, nr_pages);
         let mut freed = FrameSet::default();
         self.tree.reset(leaf, &mut freed);
         self.private.retain(|(of, _), _| *of != leaf);

@@ -31,6 +31,16 @@ pub(crate) enum Source {
     Zero,
 }
 
+impl Source {
+    /// What the first page shows.
+    fn first(self) -> Seen {
+        match self {
+            Self::Frames(first) => Seen::Frame(first),
+            Self::Zero => Seen::Zero,
+        }
+    }
+}
+
 /// A run of pages with one source. What no run covers is [`Seen::Nothing`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ViewRun {
@@ -97,6 +107,47 @@ impl Tree {
                 .page(page)
                 .map_or(Seen::Nothing, |page| seen_in(view, page)),
             None => self.resolve_from(reach, page),
+        }
+    }
+
+    /// Calls `show` for what `pages` of `id` would show if it held nothing
+    /// itself: runs without gaps, with what their first page shows; the frames
+    /// of the others follow in a row. O(log R + runs) if the view of what lies
+    /// below is known.
+    pub(super) fn each_below(
+        &self,
+        id: NodeId,
+        pages: Range<u64>,
+        mut show: impl FnMut(Range<u64>, Seen),
+    ) {
+        let reach = self.node(id).parent();
+        let all_of = |reach: &Reach| reach.is_all_of(self.node(reach.node).nr_pages());
+        let known = reach
+            .filter(all_of)
+            .and_then(|reach| self.views.get(reach.node));
+        let computed;
+        let runs = match known {
+            Some(view) => &view[..],
+            None => {
+                computed = self.runs_below(id, pages.clone());
+                &computed
+            }
+        };
+        let first = runs.partition_point(|run| run.pages.end <= pages.start);
+        let mut at = pages.start;
+        for run in runs[first..]
+            .iter()
+            .take_while(|run| run.pages.start < pages.end)
+        {
+            let run = run.within(&pages);
+            if at < run.pages.start {
+                show(at..run.pages.start, Seen::Nothing);
+            }
+            at = run.pages.end;
+            show(run.pages, run.source.first());
+        }
+        if at < pages.end {
+            show(at..pages.end, Seen::Nothing);
         }
     }
 
@@ -226,14 +277,26 @@ impl Tree {
     }
 }
 
+/// The pages of a run one by one, the first of which shows `first`.
+pub(crate) fn each_page(pages: Range<u64>, first: Seen) -> impl Iterator<Item = (PageIdx, Seen)> {
+    let start = pages.start;
+    pages.map(move |page| {
+        let seen = match first {
+            Seen::Frame(frame) => {
+                let skipped = u32::try_from(page - start).expect("a run of frames");
+                Seen::Frame(FrameId::new(frame.index() + skipped))
+            }
+            other => other,
+        };
+        (PageIdx(page), seen)
+    })
+}
+
 /// What `page` shows in `view`.
 fn seen_in(view: &[ViewRun], page: PageIdx) -> Seen {
     let at = view.partition_point(|run| run.pages.end <= page.0);
     match view.get(at) {
-        Some(run) if run.pages.start <= page.0 => match run.within(&(page.0..page.0 + 1)).source {
-            Source::Frames(frame) => Seen::Frame(frame),
-            Source::Zero => Seen::Zero,
-        },
+        Some(run) if run.pages.start <= page.0 => run.within(&(page.0..page.0 + 1)).source.first(),
         _ => Seen::Nothing,
     }
 }
