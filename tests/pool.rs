@@ -118,7 +118,8 @@ fn a_timer_that_was_running_goes_on_in_a_fork_that_has_waited() {
     assert_eq!(parent.wait(), Event::Exited(0));
 }
 
-/// Nanoseconds on KVM's clock when the guest `clock` began to run last.
+/// What KVM has last told the guest `clock` of the time, as it does now and then
+/// when the VM begins to run.
 fn guest_clock(vm: &Vm) -> Duration {
     // `system_time` in the kernel's `pvclock_vcpu_time_info`.
     let at = GuestAddress(0x1_0000 + 16);
@@ -128,14 +129,14 @@ fn guest_clock(vm: &Vm) -> Duration {
 #[test]
 fn the_clock_of_a_fork_does_not_count_how_long_it_has_waited() {
     let Some(host) = kvm() else { return };
+    let begun = Instant::now();
     let parent = builder(&host, Guest::Clock).build().unwrap();
     assert_eq!(parent.run().unwrap(), Event::Ready);
-    let asked = Instant::now();
     assert_eq!(parent.run().unwrap(), Event::Ready);
     let before = guest_clock(&parent);
     assert!(!before.is_zero(), "the guest has a clock");
     let snapshot = parent.snapshot().unwrap();
-    let until_snapshot = asked.elapsed();
+    let until_snapshot = begun.elapsed();
     snapshot.keep_warm(1);
     snapshot.wait_warm().unwrap();
     std::thread::sleep(Duration::from_millis(300));

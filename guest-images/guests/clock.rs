@@ -1,5 +1,6 @@
 //! An ELF kernel that tells KVM where to keep its clock, and is ready over and
-//! over: KVM writes the time there whenever the VM begins to run.
+//! over: KVM writes the time there now and then, and always when a vCPU begins
+//! to run that was restored.
 
 #![no_std]
 #![no_main]
