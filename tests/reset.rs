@@ -5,11 +5,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use guest_images::Guest;
 use guest_images::worker::command;
+use guest_images::{Guest, abi};
 use tests::{Worker, builder, kvm, output};
 use vm_memory::{Bytes, GuestAddress};
-use vmm::{Backing, Event, VmError};
+use vmm::{Backing, Event, Vm, VmError};
 
 #[test]
 fn a_thousand_resets_give_a_thousand_identical_runs() {
@@ -208,5 +208,44 @@ fn a_fork_request_that_was_remembered_can_be_answered_after_each_reset() {
         assert_eq!(child.result(), child.vm.number());
         assert_eq!(worker.vm.run().unwrap(), Event::Ready);
         assert_eq!(worker.result(), 0);
+    }
+}
+
+/// The page-directory entry of the 2 MiB at `address` in a flat guest: where it
+/// is.
+fn directory_entry(vm: &Vm, address: u64) -> u64 {
+    let memory = vm.guest_ram();
+    let next = |table: u64| {
+        let entry: u64 = memory.read_obj(GuestAddress(table)).unwrap();
+        entry & 0x000f_ffff_ffff_f000
+    };
+    let index = |shift: u32| (address >> shift & 511) * 8;
+    next(next(abi::PAGE_TABLES) + index(30)) + index(21)
+}
+
+#[test]
+fn page_tables_that_the_guest_has_changed_are_those_of_the_snapshot_again() {
+    let Some(host) = kvm() else { return };
+    // Tables in use, and a directory that nothing was looked up in yet.
+    for (page, other) in [(0x60_0000, 0x80_0000), (0x1_2060_0000, 0x1_2080_0000_u64)] {
+        let worker = Worker::boot(builder(&host, Guest::Worker).memory_bytes(5 << 30));
+        let memory = worker.vm.guest_ram();
+        memory.write_obj(0xa_u64, GuestAddress(page)).unwrap();
+        memory.write_obj(0xb_u64, GuestAddress(other)).unwrap();
+        let entry = directory_entry(&worker.vm, page);
+        let points_at_other: u64 = memory.read_obj(GuestAddress(entry + 8)).unwrap();
+        let snapshot = worker.vm.snapshot().unwrap();
+        // The first may begin from nothing; what matters is those that follow.
+        worker.generation();
+        worker.vm.reset(&snapshot).unwrap();
+        for round in 0..5 {
+            // The guest has not used these addresses yet, so that no processor
+            // can have remembered what they were.
+            worker.write(entry, points_at_other);
+            assert_eq!(worker.read(page), 0xb, "{page:#x}, round {round}");
+            worker.vm.reset(&snapshot).unwrap();
+            assert_eq!(worker.read(page), 0xa, "{page:#x}, round {round}");
+            worker.vm.reset(&snapshot).unwrap();
+        }
     }
 }

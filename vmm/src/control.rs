@@ -13,8 +13,9 @@ use guestmem::{PreparedFreeze, Ram, RetiredWindow};
 use crate::background::{self, Retired};
 use crate::error::VmError;
 use crate::kvm::shell::{Shell, Vcpu};
+use crate::kvm::translations::{TablesWere, Walker};
 use crate::machine::{Machine, MachineState};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Point, Snapshot};
 use crate::vcpu::gate::GateState;
 
 /// What only the owner's calls use, one at a time.
@@ -107,8 +108,28 @@ impl Control {
         Ok((snapshot, remains))
     }
 
-    /// Makes the machine, in its shell, what `state` says.
-    pub(crate) fn restore(&self, gate: &GateState, state: &MachineState) -> Result<(), VmError> {
+    /// Makes the machine, whose RAM this is, what it was at `point`, where it is:
+    /// what differs is copied back.
+    pub(crate) fn copy_back(
+        &mut self,
+        gate: &GateState,
+        ram: &mut Ram,
+        point: &Point,
+    ) -> Result<(), VmError> {
+        let Point { family, state, .. } = point;
+        let host = &family.host;
+        let tables = match host.walker {
+            Walker::Kvm => point.tables_were(&ram.guest_ram()),
+            Walker::Processor => TablesWere::Unknown,
+        };
+        ram.reset(&point.layer)?;
+        if host.walker == Walker::Kvm {
+            point.note_tables(&ram.guest_ram());
+        }
+        self.shell.forget_translations(host, gate.vcpus(), tables)?;
+        if host.walker == Walker::Processor {
+            state.page_otherwise(gate.vcpus())?;
+        }
         state.restore(&self.shell, gate.vcpus())
     }
 

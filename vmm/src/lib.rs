@@ -38,6 +38,7 @@ mod huge_layers;
 mod kvm;
 mod limits;
 mod machine;
+mod page_tables;
 mod pool;
 mod snapshot;
 mod vcpu;

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use guestmem::{BlankWindow, CloneTree, PageIdx, Ram, RamLayout};
+use guestmem::{BlankWindow, CloneTree, GuestRam, PageIdx, Ram, RamLayout};
 use kvm_bindings::{CpuId, kvm_clock_data};
 
 use crate::background;
@@ -17,8 +17,9 @@ use crate::error::VmError;
 use crate::huge_layers::HugeLayers;
 use crate::kvm::host::Host;
 use crate::kvm::shell::{Blank, Bound, Shell, Vcpu};
-use crate::kvm::state::VcpuState;
+use crate::kvm::state::{Paging, VcpuState};
 use crate::limits::{Ledger, Seat};
+use crate::page_tables::PageTables;
 use crate::vcpu::gate::Gate;
 
 /// Shells kept for the next fork: one for the child, one for a parent that has
@@ -235,6 +236,32 @@ impl MachineState {
         shell.set_clock(&self.clock)?;
         for (index, (state, vcpu)) in self.vcpus.iter().zip(vcpus).enumerate() {
             state.restore(&vcpu.fd, index)?;
+        }
+        Ok(())
+    }
+
+    /// The page tables that its vCPUs begin with, in `ram`, which is the
+    /// machine's; `None` if they are many, or of a kind that nobody looks at.
+    pub(crate) fn page_tables(&self, ram: &GuestRam) -> Option<PageTables> {
+        let mut roots = Vec::new();
+        for vcpu in &self.vcpus {
+            match vcpu.paging() {
+                Paging::Off => {}
+                Paging::FourLevels { cr3 } => roots.push(cr3),
+                Paging::Other => return None,
+            }
+        }
+        PageTables::reached_from(roots.into_iter(), ram)
+    }
+
+    /// Sets paging of the vCPUs to something else than
+    /// [`restore`](Self::restore) will.
+    pub(crate) fn page_otherwise<'a>(
+        &self,
+        vcpus: impl Iterator<Item = &'a Vcpu>,
+    ) -> Result<(), VmError> {
+        for (index, (state, vcpu)) in self.vcpus.iter().zip(vcpus).enumerate() {
+            state.page_otherwise(&vcpu.fd, index)?;
         }
         Ok(())
     }

@@ -1,16 +1,18 @@
 //! A point in a machine's life, in memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use guestmem::{Layer, Ram};
+use guestmem::{GuestRam, Layer, Ram};
 
 use crate::background;
 use crate::devices::{Console, ConsoleMode, Devices};
 use crate::error::VmError;
 use crate::huge_layers::Template;
 use crate::kvm::shell::{Bound, Shell, Vcpu};
+use crate::kvm::translations::TablesWere;
 use crate::limits::Limits;
 use crate::machine::{Family, Machine, MachineState};
+use crate::page_tables::PageTables;
 use crate::pool::{Pool, Warm};
 use crate::vm::Vm;
 
@@ -29,6 +31,8 @@ pub(crate) struct Point {
     pub(crate) family: Arc<Family>,
     pub(crate) layer: Layer,
     pub(crate) state: MachineState,
+    /// Known from the first reset in place on; `None` if nobody is to look.
+    tables: OnceLock<Option<PageTables>>,
     console: ConsoleMode,
     /// What forks of it inherit.
     limits: Limits,
@@ -50,6 +54,7 @@ impl Snapshot {
                 family,
                 layer,
                 state,
+                tables: OnceLock::new(),
                 console,
                 limits,
             }),
@@ -154,6 +159,19 @@ impl Drop for Snapshot {
 }
 
 impl Point {
+    /// Whether the page tables that a VM has in `ram` are those it had here.
+    pub(crate) fn tables_were(&self, ram: &GuestRam) -> TablesWere {
+        match self.tables.get() {
+            Some(Some(tables)) if tables.are_in(ram) => TablesWere::Same,
+            _ => TablesWere::Unknown,
+        }
+    }
+
+    /// Has a look at them, for the next time: `ram` is what it was here.
+    pub(crate) fn note_tables(&self, ram: &GuestRam) {
+        self.tables.get_or_init(|| self.state.page_tables(ram));
+    }
+
     /// One for the pool. Shells that lie ready are for those who cannot wait.
     fn make_ahead(&self) -> Result<Warm, VmError> {
         self.make(self.family.make_shell()?)

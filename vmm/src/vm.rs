@@ -221,8 +221,7 @@ impl Vm {
         let gives_back = machine.is_above_a_limit()?;
         let mut ram = machine.ram();
         let restored = if !gives_back && ram.can_reset_to(&snapshot.point().layer) {
-            let copied_back = ram.reset(&snapshot.point().layer).map_err(VmError::from);
-            copied_back.and_then(|_| control.restore(&gate, &snapshot.point().state))
+            control.copy_back(&gate, &mut ram, snapshot.point())
         } else {
             // Fails before anything has changed, or not at all.
             control.move_to(&mut gate, &mut ram, snapshot)?;

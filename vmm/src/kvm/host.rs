@@ -9,6 +9,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use crate::kvm::first_entry;
 use crate::kvm::msrs::MsrPlan;
+use crate::kvm::translations::Walker;
 
 /// The API version every KVM has spoken since Linux 2.6.22.
 const API_VERSION: i32 = 12;
@@ -86,6 +87,7 @@ pub struct Host {
     max_vcpus: u32,
     /// Whether vCPUs made ahead are to have had their first entry.
     pub(crate) enters_ahead: bool,
+    pub(crate) walker: Walker,
 }
 
 impl Host {
@@ -131,6 +133,7 @@ impl Host {
             xsave_bytes: xsave_bytes(&vm),
             max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
             enters_ahead: first_entry::pays_off(),
+            walker: Walker::of_this_host(),
             kvm,
         }))
     }

@@ -6,6 +6,7 @@
 //! * [`msrs`]: which MSRs that includes
 //! * [`kick`]: getting a vCPU out of the guest, without fail
 //! * [`first_entry`]: what KVM puts off until a vCPU is entered, done ahead
+//! * [`translations`]: what is remembered of page tables, forgotten
 //! * [`detail`]: what `kvm_run` says about exits that kvm-ioctls leaves opaque
 
 pub(crate) mod detail;
@@ -15,3 +16,4 @@ pub(crate) mod kick;
 pub(crate) mod msrs;
 pub(crate) mod shell;
 pub(crate) mod state;
+pub(crate) mod translations;

@@ -12,7 +12,7 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use guestmem::{BlankWindow, RamRegion, RamWindow};
+use guestmem::{BlankWindow, PAGE_SIZE, RamRegion, RamWindow};
 use kvm_bindings::{CpuId, kvm_clock_data, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -21,6 +21,7 @@ use super::host::Host;
 use super::kick::Kick;
 use super::msrs::enable_split_irqchip;
 use super::state::{cpuid_for, effective_cpuid};
+use super::translations::{TablesWere, Translations, Walker, give_up_shadows};
 
 /// Why KVM would not make a VM.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,8 @@ pub(crate) struct Vcpu {
 #[derive(Debug)]
 pub(crate) struct Shell {
     vm: VmFd,
+    /// Known from the first reset on.
+    translations: Option<Translations>,
     /// Bound as memslots: it must stay mapped while `vm` exists, so it comes
     /// after it.
     _window: RamWindow,
@@ -139,6 +142,7 @@ impl Blank {
         let vcpus = self.vcpus.into_iter().map(vcpu).collect();
         let shell = Shell {
             vm: self.vm,
+            translations: None,
             _window: window,
         };
         (shell, vcpus)
@@ -190,6 +194,35 @@ impl Shell {
                 effective_cpuid(&vcpu).map_err(failed("get a vCPU's CPUID"))
             })
             .collect()
+    }
+
+    /// Has KVM forget what it remembers of page tables, if it may be wrong:
+    /// memory was changed while none of `vcpus`, which are all there are, ran.
+    pub(crate) fn forget_translations<'a>(
+        &mut self,
+        host: &Host,
+        vcpus: impl Iterator<Item = &'a Vcpu>,
+        tables: TablesWere,
+    ) -> Result<(), ShellError> {
+        if self.translations.is_none() {
+            match Translations::new(&self.vm, vcpus.map(|vcpu| &vcpu.fd)) {
+                Ok(translations) => self.translations = Some(translations),
+                Err(error) => log::debug!("KVM does not tell its counts: {error}"),
+            }
+        }
+        let uncounted = |source| ShellError {
+            op: "read what KVM counts",
+            source,
+        };
+        let may_be_wrong = match &mut self.translations {
+            Some(translations) => translations.may_be_wrong(tables).map_err(uncounted)?,
+            None => host.walker == Walker::Kvm,
+        };
+        if may_be_wrong {
+            let last = (1 << host.physical_address_bits()) - PAGE_SIZE;
+            give_up_shadows(&self.vm, last).map_err(failed("give up shadow page tables"))?;
+        }
+        Ok(())
     }
 
     /// The VM's clock, to go on with elsewhere.

@@ -105,6 +105,27 @@ impl VcpuState {
             .map_err(failed("set the run state"))
     }
 
+    /// Where its page tables begin.
+    pub(crate) fn paging(&self) -> Paging {
+        match (self.sregs.cr0 & CR0_PG, self.sregs.efer & EFER_LMA) {
+            (0, _) => Paging::Off,
+            (_, 0) => Paging::Other,
+            _ if self.sregs.cr4 & CR4_LA57 != 0 => Paging::Other,
+            _ => Paging::FourLevels {
+                cr3: self.sregs.cr3,
+            },
+        }
+    }
+
+    /// Sets paging to something else than [`restore`](Self::restore) will, so
+    /// that the processor forgets what it remembers of page tables.
+    pub(crate) fn page_otherwise(&self, vcpu: &VcpuFd, index: usize) -> Result<(), StateError> {
+        let mut sregs = self.sregs;
+        sregs.cr4 ^= CR4_PGE;
+        let set = vcpu.set_sregs(&sregs);
+        set.map_err(failed("set the system registers", index))
+    }
+
     /// Sets again what has moved on since [`restore`](Self::restore) and can be
     /// set: the time stamp counter, and a timer that was running.
     pub(crate) fn restart_clocks(
@@ -145,6 +166,27 @@ impl VcpuState {
         initial_count.iter().any(|byte| *byte != 0) || self.msrs.iter().any(deadline)
     }
 }
+
+/// How a vCPU finds its page tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Paging {
+    /// It has none.
+    Off,
+    /// Those of 64-bit mode.
+    FourLevels {
+        /// Where the first is, and flags.
+        cr3: u64,
+    },
+    /// Those of 32-bit modes, or five levels.
+    Other,
+}
+
+const CR0_PG: u64 = 1 << 31;
+const CR4_LA57: u64 = 1 << 12;
+const EFER_LMA: u64 = 1 << 10;
+
+/// Of all that paging depends on, what may be changed in any mode.
+const CR4_PGE: u64 = 1 << 7;
 
 /// Offset of the initial-count register in the local APIC's page (Intel's
 /// manual, volume 3, 12.5.4).

@@ -236,9 +236,7 @@ impl Gate {
     /// Looks at the gate without waiting for whoever holds it.
     pub(crate) fn glance(&self) -> Glance {
         match self.try_lock() {
-            Some(state) if state.want == Want::Park && self.is_stopped(&state) => {
-                Glance::AtRest
-            }
+            Some(state) if state.want == Want::Park && self.is_stopped(&state) => Glance::AtRest,
             _ => Glance::MayRun,
         }
     }
