@@ -112,11 +112,8 @@ fn sixty_four_children_of_one_template_are_isolated_from_each_other() {
     template.fill(Worker::memory(), 16, 1);
     let checksum = template.checksum(Worker::memory(), 16);
     let snapshot = template.vm.snapshot().unwrap();
-    let children: Vec<_> = (0..64)
-        .map(|_| Worker {
-            vm: snapshot.fork().unwrap(),
-        })
-        .collect();
+    let forks = snapshot.fork_many(64).unwrap();
+    let children: Vec<_> = forks.into_iter().map(|vm| Worker { vm }).collect();
     for (child, number) in children.iter().zip(0..) {
         assert_eq!(child.checksum(Worker::memory(), 16), checksum);
         child.write(Worker::page(number % 16), number);

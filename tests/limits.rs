@@ -257,6 +257,17 @@ fn a_fork_that_the_limit_has_no_room_for_is_refused_and_changes_nothing() {
     child.fill(Worker::memory(), 2048, 7);
     let checksum = child.checksum(Worker::memory(), 2048);
     // What nobody sees would be given back first.
+    let snapshot = child.vm.snapshot().unwrap();
+    root.vm.tree().reclaim().unwrap();
+    let has = root.vm.tree().committed_bytes().unwrap();
+    root.vm.set_family_limits(Limits::hard(has - MIB)).unwrap();
+    let before = everything(&child);
+    for refused in [snapshot.fork().err(), snapshot.fork_many(8).err()] {
+        assert!(refused.is_some());
+    }
+    assert_eq!(everything(&child), before, "not one of them is left");
+    drop(snapshot);
+    child.fill(Worker::memory(), 2048, 7);
     root.vm.tree().reclaim().unwrap();
     let room = root.vm.tree().committed_bytes().unwrap() + MIB;
     root.vm.set_family_limits(Limits::hard(room)).unwrap();

@@ -1,5 +1,8 @@
 //! A point in a machine's life, in memory.
 
+use std::num::NonZero;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use guestmem::{GuestRam, Layer, Ram};
@@ -123,6 +126,43 @@ impl Snapshot {
         machine.seat.set_limits(*limits);
         self.refill();
         Ok(Vm::new(machine, shell))
+    }
+
+    /// As many new VMs, made by as many threads as the host has CPUs: all of
+    /// them, or none.
+    ///
+    /// # Errors
+    /// As [`fork`](Self::fork).
+    pub fn fork_many(&self, count: usize) -> Result<Vec<Vm>, VmError> {
+        let begun = AtomicUsize::new(0);
+        let make_some = || -> Result<Vec<Vm>, VmError> {
+            let mut made = Vec::new();
+            while begun.fetch_add(1, Ordering::Relaxed) < count {
+                let fork = self.fork();
+                if fork.is_err() {
+                    begun.store(count, Ordering::Relaxed); // nobody need go on
+                }
+                made.push(fork?);
+            }
+            Ok(made)
+        };
+        let ready = self.warm().min(count);
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let helpers = cpus.min(count - ready).saturating_sub(1);
+        std::thread::scope(|scope| {
+            let start = |_| std::thread::Builder::new().spawn_scoped(scope, make_some);
+            // Where there is no thread to be had, those that are make more.
+            let helpers: Vec<_> = (0..helpers).flat_map(start).collect();
+            let mut made = make_some();
+            for helper in helpers {
+                let more = helper.join().unwrap_or_else(|panic| resume_unwind(panic));
+                made = made.and_then(|mut made| {
+                    made.extend(more?);
+                    Ok(made)
+                });
+            }
+            made
+        })
     }
 
     /// Memory, a shell around it, and vCPUs as they were.

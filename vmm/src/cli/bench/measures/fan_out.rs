@@ -1,6 +1,6 @@
 //! `fan-out`: 32 forks of one snapshot, all of them there and running.
 //!
-//! From the first call to the first exit of the last fork; once with nothing
+//! From the call to the first exit of the last fork; once with nothing
 //! kept warm, and once with a full pool. Floor of both: the syscalls
 //! of 32 VMs, made and run to their first exit by as many threads as the host
 //! has CPUs. Rival: zeroboot's sequence, in the same way.
@@ -50,11 +50,9 @@ pub(super) fn fan_out(bench: &Bench) -> Result<Vec<Row>, Failure> {
 
 fn by_product(snapshot: &Snapshot) -> Result<f64, Failure> {
     let start = Instant::now();
-    let mut forks = Vec::new();
-    for _ in 0..FORKS {
-        let fork = snapshot.fork()?;
+    let forks = snapshot.fork_many(FORKS)?;
+    for fork in &forks {
         fork.resume()?;
-        forks.push(fork);
     }
     for fork in &forks {
         fork.wait();
