@@ -305,6 +305,9 @@ impl Vm {
 
     /// Its memory, by guest-physical address. After a fork of the built VM or
     /// a reset ask again: the VM may have moved to another window.
+    ///
+    /// A guest that runs does not notice when its page tables are written to: what
+    /// a processor, or software KVM, remembers of them stays as it was.
     pub fn guest_ram(&self) -> GuestRam {
         self.machine.ram().guest_ram()
     }
