@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -27,9 +27,6 @@ const KICK_AGAIN: Duration = Duration::from_millis(10);
 /// How long a vCPU may take to stop before it is given up. Leaving the guest
 /// takes microseconds; only a host that hangs takes this long.
 const GIVE_UP: Duration = Duration::from_secs(10);
-/// How long to stay awake for what is a matter of microseconds. Waking a thread
-/// takes 50 of them and more, which would be part of every pause.
-const AWAKE: Duration = Duration::from_millis(1);
 
 /// What the owner wants of the vCPU threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,16 +47,13 @@ pub(crate) struct Gate {
     changed: Condvar,
     /// Set whenever `want` is not `Run`; vCPU threads look at it at each exit.
     stop: AtomicBool,
-    /// vCPUs that are not here. Changes under the lock only.
-    out: AtomicUsize,
-    /// Set while the machine is [held](Self::hold).
-    brief: AtomicBool,
 }
 
 /// What the gate's lock protects.
 #[derive(Debug)]
 pub(crate) struct GateState {
     want: Want,
+    out: usize,
     vcpus: Vec<Option<Vcpu>>,
     kicks: Vec<Arc<Kick>>,
     /// Events nobody has been told of yet.
@@ -103,7 +97,6 @@ impl DerefMut for Held<'_> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.state.held = false;
-        self.gate.brief.store(false, Ordering::SeqCst);
         if self.was_running {
             self.gate.let_run(&mut self.state);
         }
@@ -117,6 +110,7 @@ impl Gate {
     pub(crate) fn new(vcpus: Vec<Vcpu>) -> Self {
         let mut state = GateState {
             want: Want::Park,
+            out: 0,
             vcpus: Vec::new(),
             kicks: Vec::new(),
             events: VecDeque::new(),
@@ -128,21 +122,18 @@ impl Gate {
             state: Mutex::new(state),
             changed: Condvar::new(),
             stop: AtomicBool::new(true),
-            out: AtomicUsize::new(0),
-            brief: AtomicBool::new(false),
         }
     }
 
     /// A vCPU thread waits until its vCPU may run, and takes it. `None`: end.
     pub(crate) fn take(&self, index: usize) -> Option<Vcpu> {
-        self.stay_awake();
         let mut state = self.lock();
         loop {
             match state.want {
                 Want::Quit => return None,
                 Want::Run => {
                     if let Some(vcpu) = state.vcpus[index].take() {
-                        self.out.fetch_add(1, Ordering::SeqCst);
+                        state.out += 1;
                         return Some(vcpu);
                     }
                 }
@@ -155,13 +146,12 @@ impl Gate {
     /// The same for a thread that has other things to do once the machine is
     /// stopped; `None` then.
     pub(crate) fn take_unless_stopped(&self, index: usize) -> Option<Vcpu> {
-        self.stay_awake();
         let mut state = self.lock();
-        while !self.is_stopped(&state) {
+        while !state.is_stopped() {
             if state.want == Want::Run
                 && let Some(vcpu) = state.vcpus[index].take()
             {
-                self.out.fetch_add(1, Ordering::SeqCst);
+                state.out += 1;
                 return Some(vcpu);
             }
             state = self.wait_on(state);
@@ -173,7 +163,7 @@ impl Gate {
     pub(crate) fn park(&self, index: usize, vcpu: Vcpu, event: Option<Event>) {
         let mut state = self.lock();
         state.vcpus[index] = Some(vcpu);
-        self.out.fetch_sub(1, Ordering::SeqCst);
+        state.out -= 1;
         if let Some(event) = event {
             state.events.push_back(event);
             self.ask_to_park(&mut state);
@@ -219,11 +209,9 @@ impl Gate {
         let mut state = self.lock();
         let was_running = state.want == Want::Run;
         state.held = was_running;
-        self.brief.store(was_running, Ordering::SeqCst);
         self.ask_to_park(&mut state);
         let parked = self.until_parked(state);
         if parked.is_err() {
-            self.brief.store(false, Ordering::SeqCst);
             self.lock().held = false;
         }
         Ok(Held {
@@ -236,7 +224,9 @@ impl Gate {
     /// Looks at the gate without waiting for whoever holds it.
     pub(crate) fn glance(&self) -> Glance {
         match self.try_lock() {
-            Some(state) if state.want == Want::Park && self.is_stopped(&state) => Glance::AtRest,
+            Some(state) if state.want == Want::Park && state.out == 0 && !state.held => {
+                Glance::AtRest
+            }
             _ => Glance::MayRun,
         }
     }
@@ -276,13 +266,8 @@ impl Gate {
         &'a self,
         mut state: MutexGuard<'a, GateState>,
     ) -> Result<MutexGuard<'a, GateState>, Stuck> {
-        if self.is_out() {
-            drop(state);
-            self.awake_while(|| self.is_out());
-            state = self.lock();
-        }
         let give_up = Instant::now() + GIVE_UP;
-        while self.is_out() {
+        while state.out > 0 {
             let (next, timeout) = self
                 .changed
                 .wait_timeout(state, KICK_AGAIN)
@@ -303,7 +288,7 @@ impl Gate {
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<Event> {
         let until = timeout.map(|timeout| Instant::now() + timeout);
         let mut state = self.lock();
-        while !self.is_stopped(&state) {
+        while !state.is_stopped() {
             let left = match until {
                 Some(until) => until.checked_duration_since(Instant::now())?,
                 None => KICK_AGAIN.max(Duration::from_secs(3600)),
@@ -332,31 +317,6 @@ impl Gate {
         }
     }
 
-    /// Whether any vCPU is with its thread.
-    fn is_out(&self) -> bool {
-        self.out.load(Ordering::SeqCst) > 0
-    }
-
-    /// Whether the machine stands still, and not only for a moment.
-    fn is_stopped(&self, state: &GateState) -> bool {
-        state.want != Want::Run && !self.is_out() && !state.held
-    }
-
-    /// A vCPU thread that is back for a moment only does not go to sleep.
-    fn stay_awake(&self) {
-        self.awake_while(|| self.wants_out() && self.brief.load(Ordering::SeqCst));
-    }
-
-    /// Waits for what takes less time than waking a thread that sleeps, and
-    /// not much longer.
-    fn awake_while(&self, wait: impl Fn() -> bool) {
-        let begun = Instant::now();
-        while wait() && begun.elapsed() < AWAKE {
-            // Its core may be wanted for what is waited for.
-            std::thread::yield_now();
-        }
-    }
-
     fn wait_on<'a>(&self, state: MutexGuard<'a, GateState>) -> MutexGuard<'a, GateState> {
         self.changed
             .wait(state)
@@ -377,6 +337,11 @@ impl Gate {
 }
 
 impl GateState {
+    /// Whether the machine stands still, and not only for a moment.
+    fn is_stopped(&self) -> bool {
+        self.want != Want::Run && self.out == 0 && !self.held
+    }
+
     /// The parked vCPUs.
     pub(crate) fn vcpus(&self) -> impl Iterator<Item = &Vcpu> {
         self.vcpus.iter().flatten()
