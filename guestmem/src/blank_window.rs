@@ -8,6 +8,7 @@ use crate::error::MemoryError;
 use crate::frame::Arena;
 use crate::layout::{RamLayout, RamRegion};
 use crate::ram_window::RamWindow;
+use crate::room;
 use crate::sys::mapping::{HugePages, Mapping, Sharing};
 use crate::sys::memfd::Memfd;
 use crate::tree::{MapRun, WindowPlan};
@@ -98,10 +99,10 @@ impl BlankWindow {
         let mut gaps = Vec::new();
         let mut at = 0;
         for run in &plan.maps {
-            gaps.push(at..run.pages.start.min(root.pages.end));
+            room::push(&mut gaps, at..run.pages.start.min(root.pages.end))?;
             at = run.pages.end;
         }
-        gaps.push(at..root.pages.end);
+        room::push(&mut gaps, at..root.pages.end)?;
         gaps.retain(|gap| gap.start < gap.end);
         let few = plan.copies.is_empty() && gaps.len() <= MOST_GAPS;
         let keep = few && self.shows_root_of(arena);

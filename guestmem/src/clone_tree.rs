@@ -13,11 +13,12 @@
 //! claim on a leaf goes, its window is unmapped first (without the lock, as it
 //! may take long), then its list is emptied, then ancestors collapse.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use crate::error::MemoryError;
 use crate::frame::{Arena, FrameSet};
+use crate::ordered::Ordered;
+use crate::room;
 use crate::settle::{read_back_layers, reconcile, settle_leaf};
 use crate::state::{Gone, State};
 use crate::stats::TreeStats;
@@ -41,12 +42,13 @@ impl CloneTree {
             .map_err(|source| MemoryError::os("open /proc/self/pagemap", 0, source))?;
         let arena = Arena::new(nr_pages)?;
         let file = arena.file();
-        let (tree, root) = Tree::new(nr_pages, reading);
+        let (tree, root) = Tree::new(nr_pages, reading)?;
         let state = Mutex::new(State {
             tree,
             arena,
-            leaves: BTreeMap::new(),
+            leaves: Ordered::default(),
             gone: Vec::new(),
+            nr_claims: 0,
             zeros_dropped: 0,
             shows_root: reading == Reading::Unread,
         });
@@ -95,8 +97,10 @@ impl CloneTree {
         state.settle_all(&self.pagemap)?;
         let before = state.arena.committed_pages()?;
         let mut freed = FrameSet::default();
-        Viewers::count(&state.tree).reclaim(&mut state.tree, &mut freed);
+        let viewers = Viewers::count(&state.tree)?;
+        let reclaimed = viewers.reclaim(&mut state.tree, &mut freed);
         state.arena.free(freed);
+        reclaimed?;
         Ok(before.saturating_sub(state.arena.committed_pages()?))
     }
 
@@ -128,8 +132,8 @@ impl State {
         read_back_layers(self, Reading::Exact)?;
         // Nobody has written to a spare.
         let in_use = |leaf: &NodeId| self.tree.node(*leaf).role() == Role::Leaf;
-        let leaves: Vec<_> = self.leaves.keys().copied().filter(in_use).collect();
-        for leaf in leaves {
+        let leaves = self.leaves.iter().map(|(leaf, _)| leaf);
+        for leaf in room::collect(leaves.filter(in_use))? {
             settle_leaf(self, pagemap, leaf)?;
         }
         reconcile(self)
@@ -156,6 +160,8 @@ impl State {
 
     /// Notes that somebody has gone, and takes it out now if that can be.
     fn has_gone(&mut self, gone: Gone) {
+        self.nr_claims -= 1;
+        debug_assert!(self.gone.len() < self.gone.capacity(), "was reserved");
         self.gone.push(gone);
         if let Err(error) = self.bury() {
             log::warn!("frames cannot be given back for now: {error}");
@@ -168,6 +174,17 @@ impl State {
 pub(crate) struct LeafClaim {
     pub(crate) tree: Arc<CloneTree>,
     pub(crate) leaf: NodeId,
+}
+
+impl LeafClaim {
+    /// Takes hold of `leaf`; `state` is the tree's, locked, and has room for it.
+    pub(crate) fn new(tree: &Arc<CloneTree>, state: &mut State, leaf: NodeId) -> Self {
+        state.nr_claims += 1;
+        Self {
+            tree: Arc::clone(tree),
+            leaf,
+        }
+    }
 }
 
 impl Drop for LeafClaim {
@@ -186,8 +203,9 @@ pub(crate) struct LayerClaim {
 }
 
 impl LayerClaim {
-    /// Takes hold of `layer`; `state` is the tree's, locked.
+    /// Takes hold of `layer`; `state` is the tree's, locked, and has room for it.
     pub(crate) fn new(tree: &Arc<CloneTree>, state: &mut State, layer: NodeId) -> Self {
+        state.nr_claims += 1;
         state.tree.retain(layer);
         Self {
             tree: Arc::clone(tree),

@@ -7,8 +7,6 @@
 //! tree. All of these but the two forecasts do without the tree's lock, so
 //! that nobody who forks waits for whoever looks.
 
-use std::ops::Bound;
-
 use crate::clone_tree::CloneTree;
 use crate::error::MemoryError;
 use crate::layer::Layer;
@@ -16,6 +14,7 @@ use crate::layout::PAGE_SIZE;
 use crate::ram::Ram;
 use crate::ram_window::RamWindow;
 use crate::settle::settle_leaf;
+use crate::tree::NodeId;
 use crate::window::{Window, Writes};
 
 impl Ram {
@@ -78,12 +77,15 @@ impl RamWindow {
 impl Layer {
     /// Bytes that a fork of this layer commits at once: the copies that its
     /// window needs because the layer is in too many pieces to be mapped.
-    pub fn fork_commits_bytes(&self) -> u64 {
+    ///
+    /// # Errors
+    /// If there is no memory to find out.
+    pub fn fork_commits_bytes(&self) -> Result<u64, MemoryError> {
         let mut state = self.tree().lock();
         let all = state.tree.part_of(self.node(), 0..self.layout().nr_pages());
-        let plan = state.plan_window(all);
+        let plan = state.plan_window(all)?;
         let copied = plan.copies.iter().map(|run| run.nr_pages());
-        copied.sum::<u64>() * PAGE_SIZE
+        Ok(copied.sum::<u64>() * PAGE_SIZE)
     }
 }
 
@@ -107,18 +109,17 @@ impl CloneTree {
     /// If the kernel cannot be asked.
     pub fn committed_bytes(&self) -> Result<u64, MemoryError> {
         let mut bytes = self.file_bytes()?;
-        let mut after = Bound::Unbounded;
+        let mut next = NodeId::FIRST;
         loop {
             // With the lock: a window that goes must not be kept by this.
             let state = self.lock();
-            let mut rest = state.leaves.range((after, Bound::Unbounded));
-            let Some((id, leaf)) = rest.next() else {
+            let Some((id, leaf)) = state.leaves.at_or_after(&next).next() else {
                 return Ok(bytes);
             };
             if leaf.window.writes() == Writes::Private {
                 bytes += self.private_bytes(&leaf.window, || ())?;
             }
-            after = Bound::Excluded(*id);
+            next = id.next();
         }
     }
 

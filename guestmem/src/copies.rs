@@ -67,19 +67,23 @@ impl Copies {
         }
     }
 
-    /// `page` is no copy any more.
-    pub(crate) fn forget(&mut self, page: PageIdx) -> Result<(), MemoryError> {
-        let gone = self.of.try_remove_page(page.byte_offset());
-        // The frame is another list's.
-        let _frame = gone.map_err(|_| MemoryError::Bookkeeping)?.take_frame();
-        Ok(())
-    }
-
-    /// Nor are these.
-    pub(crate) fn forget_all(&mut self, pages: Range<PageIdx>) -> Result<(), MemoryError> {
+    /// `pages` are no copies any more. That cannot fail: where there is no memory
+    /// to cut a run of them, the rest of that run is forgotten as well. Who
+    /// settles next finds pages of the VM's own there, which happen to be what
+    /// lies below.
+    pub(crate) fn forget(&mut self, pages: Range<PageIdx>) {
         let (start, end) = (pages.start.byte_offset(), pages.end.byte_offset());
+        // The frames are other lists'.
+        if self.of.clear(start, end, |_, _| {}).is_ok() {
+            return;
+        }
+        let cut = self.of.runs_in(0..self.of.limit() / PAGE_SIZE);
+        let cut = cut.filter(|run| run.start < end && start < run.end);
+        let (start, end) = cut.fold((start, end), |(start, end), run| {
+            (start.min(run.start), end.max(run.end))
+        });
         let cleared = self.of.clear(start, end, |_, _| {});
-        cleared.map_err(|_| MemoryError::Bookkeeping)
+        cleared.expect("whole runs are forgotten without memory");
     }
 
     /// All pages noted, ascending.

@@ -44,8 +44,9 @@ pub enum MemoryError {
         /// Frames wanted, in a row.
         wanted: u64,
     },
-    /// The allocator refused a page-list node.
-    #[error("out of memory for the page list of a VM or layer")]
+    /// The allocator refused what grows with pages and their owners: a node of a
+    /// page list, a plan, an account.
+    #[error("out of memory for what is known of the pages of a VM or layer")]
     Bookkeeping,
     /// A layer of another clone tree was given.
     #[error("the snapshot belongs to another clone tree than this VM")]

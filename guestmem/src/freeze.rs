@@ -21,6 +21,7 @@ use crate::copies::Copies;
 use crate::error::MemoryError;
 use crate::frame::{Stock, private_frame};
 use crate::layout::PageIdx;
+use crate::room;
 use crate::settle::{settle_leaf, shows};
 use crate::state::{Leaf, State};
 use crate::sys::pagemap::Pagemap;
@@ -69,7 +70,7 @@ pub(crate) fn prepare(
     }
     settle_leaf(state, pagemap, leaf)?;
     reserve_copies(state, leaf, &[])?;
-    let found = look_at_all(state, leaf, &[]);
+    let found = look_at_all(state, leaf, &[])?;
     let known = found.copies.len() as u64;
     // What is private now has been noted as a copy to be.
     let at_leaf = &state.leaves[&leaf];
@@ -99,9 +100,9 @@ pub(crate) fn stage(
     } else {
         let view = state
             .tree
-            .view_when_frozen(leaf, &prepared.found, prepared.stock.first());
+            .view_when_frozen(leaf, &prepared.found, prepared.stock.first())?;
         let nr_pages = state.tree.node(leaf).nr_pages();
-        let plan = state.plan_to_show(&view, nr_pages);
+        let plan = state.plan_to_show(&view, nr_pages)?;
         if !plan.copies.is_empty() {
             return Ok(None);
         }
@@ -120,9 +121,9 @@ pub(crate) fn freeze(
     leaf: NodeId,
     prepared: &mut Prepared,
 ) -> Result<(NodeId, Option<Arc<Window>>), MemoryError> {
-    let staged = prepared.staged.take();
+    state.tree.reserve_node(None)?;
     if state.leaves[&leaf].window.writes() == Writes::ToFile {
-        let staged = staged.ok_or(MemoryError::NotStaged)?;
+        let staged = prepared.staged.take().ok_or(MemoryError::NotStaged)?;
         let at_leaf = state.leaves.get_mut(&leaf).expect("a leaf has a window");
         let next = Leaf {
             zeros_dropped: at_leaf.zeros_dropped,
@@ -132,18 +133,18 @@ pub(crate) fn freeze(
         return Ok((state.tree.freeze(leaf), Some(left.window)));
     }
     settle_leaf(state, pagemap, leaf)?;
-    // What was staged is right if only the guest has changed anything since,
-    // and nothing that it maps has been given back.
-    let edits = state.leaves[&leaf].edits;
-    let staged = staged.filter(|_| prepared.as_of == (edits, state.arena.frees()));
     reserve_copies(state, leaf, &prepared.found.copies)?;
-    let plan = look_at_all(state, leaf, &prepared.found.copies);
+    let plan = look_at_all(state, leaf, &prepared.found.copies)?;
     let window = &state.leaves[&leaf].window;
     let pages = plan.copies.iter();
-    let sources: Vec<_> = pages.map(|page| window.page(*page).read()).collect();
+    let sources = room::collect(pages.map(|page| window.page(*page).read()))?;
     let stored = state.arena.store_in(&mut prepared.stock, &sources)?;
 
-    // From here on nothing fails.
+    // From here on nothing fails. What was staged is right if only the guest has
+    // changed anything since, and nothing that it maps has been given back.
+    let as_of = (state.leaves[&leaf].edits, state.arena.frees());
+    let staged = prepared.staged.take();
+    let staged = staged.filter(|_| prepared.as_of == as_of);
     state.note_zeros(leaf, plan.nr_zero());
     state.tree.fill_as_planned(leaf, &plan, stored.clone());
     let layer = state.tree.freeze(leaf);
@@ -202,7 +203,7 @@ fn reserve_copies(state: &mut State, leaf: NodeId, done: &[PageIdx]) -> Result<(
 }
 
 /// What freezing `leaf` has to do; the pages in `data` are known to hold data.
-fn look_at_all(state: &State, leaf: NodeId, data: &[PageIdx]) -> FreezePlan {
+fn look_at_all(state: &State, leaf: NodeId, data: &[PageIdx]) -> Result<FreezePlan, MemoryError> {
     let window = &state.leaves[&leaf].window;
     let is_zero = |page| window.page(page).read().is_zero();
     state.tree.plan_freeze(leaf, data, is_zero, |page, below| {

@@ -18,6 +18,7 @@ use crate::clone_tree::{CloneTree, LayerClaim};
 use crate::error::MemoryError;
 use crate::layer::Layer;
 use crate::layout::{HUGE_PAGE, PageIdx};
+use crate::room;
 use crate::settle;
 use crate::sys::mapping::{HugePages, Mapping, Sharing};
 use crate::tree::Reading;
@@ -96,7 +97,7 @@ impl Collapser {
         let pages = chosen.pages.clone();
         let outcome = chosen.collapse()?;
         match outcome {
-            Collapsed::NotNow => self.refused.push(pages),
+            Collapsed::NotNow => room::push(&mut self.refused, pages)?,
             Collapsed::Unsupported => {
                 self.left = Some(Vec::new());
                 self.refused.clear();
@@ -127,7 +128,7 @@ impl Collapser {
             Some(left) => left,
             none => {
                 settle::read_back_layers(&mut state, Reading::Listed)?;
-                let mut extents = state.tree.whole_extents(layer);
+                let mut extents = state.tree.whole_extents(layer)?;
                 extents.reverse();
                 none.insert(extents)
             }

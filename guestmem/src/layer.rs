@@ -105,7 +105,7 @@ impl Layer {
         Arena::can_number(nr_pages)?;
         let end = first.0.saturating_add(nr_pages);
         let reach = state.tree.part_of(self.claim.layer, first.0..end);
-        let plan = state.plan_window(reach);
+        let plan = state.plan_window(reach)?;
         let window = Arc::new(Window::planned(&state.arena, blank, &plan)?);
         let mut at_leaf = Leaf::new(Arc::clone(&window));
         for run in &plan.copies {
@@ -117,15 +117,12 @@ impl Layer {
                 window.page(page).copy_from(state.arena.page(file_page));
             }
         }
-        let leaf = state.tree.add_spare(reach, nr_pages);
-        state.leaves.insert(leaf, at_leaf);
+        state.reserve_claim()?;
+        let leaf = state.add_spare(reach, nr_pages, at_leaf)?;
         let ram = Ram {
             layout,
             window,
-            claim: Arc::new(LeafClaim {
-                tree: Arc::clone(tree),
-                leaf,
-            }),
+            claim: Arc::new(LeafClaim::new(tree, state, leaf)),
         };
         Ok(SpareRam {
             ram,

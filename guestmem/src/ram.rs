@@ -60,13 +60,15 @@ impl Ram {
             }
         };
         let window = Arc::new(window);
-        tree.lock()
-            .leaves
-            .insert(root, Leaf::new(Arc::clone(&window)));
+        let mut state = tree.lock();
+        state.reserve_claim()?;
+        state.leaves.insert(root, Leaf::new(Arc::clone(&window)))?;
+        let claim = Arc::new(LeafClaim::new(&tree, &mut state, root));
+        drop(state);
         Ok(Self {
             layout,
             window,
-            claim: Arc::new(LeafClaim { tree, leaf: root }),
+            claim,
         })
     }
 
@@ -153,6 +155,7 @@ impl Ram {
         }
         let tree = &self.claim.tree;
         let mut state = tree.lock();
+        state.reserve_claim()?;
         let leaf = self.claim.leaf;
         let prepared = &mut prepared.prepared;
         let (layer, left) = freeze::freeze(&mut state, tree.pagemap(), leaf, prepared)?;
@@ -271,7 +274,7 @@ impl Ram {
         let tree = &self.claim.tree;
         let mut state = tree.lock();
         state.settle_all(tree.pagemap())?;
-        Ok(RamStats::collect(&state, self.claim.leaf))
+        RamStats::collect(&state, self.claim.leaf)
     }
 }
 

@@ -7,10 +7,13 @@
 
 use std::ops::Range;
 
+use pagelist::RunKind;
+
 use crate::error::MemoryError;
-use crate::frame::{FrameHome, FrameSet, home};
-use crate::layout::PAGE_SIZE;
+use crate::frame::{FrameHome, FrameSet, home, is_private};
+use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
+use crate::room;
 use crate::state::{Leaf, State};
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Seen, Tree, each_page};
@@ -39,11 +42,18 @@ pub(crate) fn copy_back(
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
     at_leaf.edits += 1;
     let dirty = dirty_pages(tree, at_leaf, pagemap, leaf)?;
+    let plan = tree.plan_reset(leaf, &dirty)?;
+    // Noted first: a page that is noted and differs is only settled later.
+    let copies = &mut at_leaf.copies;
+    let mut runs = plan.iter();
+    let noted = runs.try_for_each(|(pages, below)| copies.note_run(pages.clone(), *below));
+    if let Err(error) = noted {
+        forget_own(tree, at_leaf, leaf);
+        return Err(error);
+    }
     let mut copied = 0;
-    for (pages, below) in tree.plan_reset(leaf, &dirty) {
+    for (pages, below) in plan {
         copied += pages.end - pages.start;
-        // Noted first: a page that is noted and differs is only settled later.
-        at_leaf.copies.note_run(pages.clone(), below)?;
         for (page, below) in each_page(pages, below) {
             let target = at_leaf.window.page(page);
             match below {
@@ -64,6 +74,20 @@ pub(crate) fn copy_back(
     Ok(copied)
 }
 
+/// There is no reset, and so no page is a copy for which `leaf` has something
+/// else of its own: were it written to be what lies below, it would be taken for
+/// a copy, and the list would be believed.
+fn forget_own(tree: &Tree, at_leaf: &mut Leaf, leaf: NodeId) {
+    let node = tree.node(leaf);
+    for run in node.list.runs_in(0..node.nr_pages()) {
+        let is_private = matches!(run.kind, RunKind::Frames { first } if is_private(first));
+        if !is_private {
+            let pages = PageIdx::containing(run.start)..PageIdx::containing(run.end);
+            at_leaf.copies.forget(pages);
+        }
+    }
+}
+
 /// Where the window may show anything but what lies below `leaf`, as disjoint
 /// runs, ascending.
 fn dirty_pages(
@@ -74,10 +98,8 @@ fn dirty_pages(
 ) -> Result<Vec<Range<u64>>, MemoryError> {
     let all = 0..tree.node(leaf).nr_pages();
     let private = at_leaf.private_pages(pagemap, all.end)?;
-    let mut dirty: Vec<_> = private
-        .into_iter()
-        .map(|run| run.start.0..run.end.0)
-        .collect();
+    let private = private.into_iter().map(|run| run.start.0..run.end.0);
+    let mut dirty = room::collect(private)?;
     // It also differs where anonymous memory was mapped over it, and where it
     // shows what the leaf got from a layer that collapsed into it.
     let own = &tree.node(leaf).list;
@@ -86,7 +108,8 @@ fn dirty_pages(
         .runs_in(all.clone())
         .chain(own.runs_in(all));
     let private = dirty.len();
-    dirty.extend(other.map(|run| run.start / PAGE_SIZE..run.end / PAGE_SIZE));
+    let other = other.map(|run| run.start / PAGE_SIZE..run.end / PAGE_SIZE);
+    room::append(&mut dirty, other)?;
     if dirty.len() > private {
         dirty.sort_unstable_by_key(|run| run.start);
         dirty.dedup_by(|next, run| {

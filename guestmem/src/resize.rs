@@ -4,6 +4,7 @@ use crate::error::MemoryError;
 use crate::frame::FrameSet;
 use crate::layout::{PAGE_SIZE, PageIdx, RamLayout};
 use crate::pages::ByPage;
+use crate::room;
 use crate::state::State;
 use crate::tree::NodeId;
 use crate::window::Writes;
@@ -37,15 +38,17 @@ pub(crate) fn resize(
     }
     at_leaf.edits += 1;
     let mut freed = FrameSet::default();
+    // The window of root RAM shows the frames: none may go astray.
+    freed.reserve(1)?;
     match at_leaf.window.writes() {
         Writes::ToFile if new > old => freed.add_run(old..new),
         Writes::ToFile => {} // what is freed below is what the window shows
         Writes::Private if new > old => map_anonymous(at_leaf, &(PageIdx(old)..PageIdx(new)))?,
         Writes::Private => {
             let lost = PageIdx(new)..PageIdx(old);
-            at_leaf.copies.forget_all(lost.clone())?;
-            let held: Vec<_> = tree.node(leaf).list.runs_in(new..old).collect();
+            let held = room::collect(tree.node(leaf).list.runs_in(new..old))?;
             tree.resize(leaf, new, &mut freed)?;
+            at_leaf.copies.forget(lost.clone());
             if let Err(error) = map_anonymous(at_leaf, &lost) {
                 // Private pages cover what is freed beneath them just as well.
                 log::debug!("pages behind the new end stay in the window: {error}");

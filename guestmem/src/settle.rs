@@ -12,6 +12,7 @@ use std::ops::Range;
 use crate::error::MemoryError;
 use crate::frame::{Arena, FrameHome, FrameSet, home};
 use crate::layout::PageIdx;
+use crate::room;
 use crate::state::State;
 use crate::sys::page::Page;
 use crate::sys::pagemap::Pagemap;
@@ -69,13 +70,16 @@ fn list_private_pages(
         if tree.is_private_in(leaf, page) {
             return Ok(());
         }
-        if let Some(source) = at_leaf.copies.source(page) {
-            if shows(arena, at_leaf.window.page(page).read(), source) {
-                return Ok(());
-            }
-            at_leaf.copies.forget(page)?;
+        let source = at_leaf.copies.source(page);
+        let is_copy = |source| shows(arena, at_leaf.window.page(page).read(), source);
+        if source.is_some_and(is_copy) {
+            return Ok(());
         }
-        tree.wrote(leaf, page, &mut replaced)
+        tree.wrote(leaf, page, &mut replaced)?;
+        if source.is_some() {
+            at_leaf.copies.forget(page..PageIdx(page.0 + 1));
+        }
+        Ok(())
     });
     // The window shows its private page now; these are seen by nobody.
     arena.free(replaced);
@@ -101,7 +105,7 @@ pub(crate) fn read_back_layers(state: &mut State, wanted: Reading) -> Result<(),
         let is_layer = matches!(node.role(), Role::Layer { .. });
         node.reading() > wanted && (is_layer || node.reading() != Reading::Unread)
     };
-    let lagging: Vec<_> = state.tree.ids().filter(behind).collect();
+    let lagging = room::collect(state.tree.ids().filter(behind))?;
     if !lagging.is_empty() {
         state.tree.layers_have_changed();
     }
@@ -119,39 +123,27 @@ pub(crate) fn read_back_layers(state: &mut State, wanted: Reading) -> Result<(),
 }
 
 /// Gives back pages of root RAM that the kernel committed although nobody
-/// holds them: holes that a fork has read.
+/// holds them: holes that a fork has read. And frames that have gone astray.
 pub(crate) fn reconcile(state: &mut State) -> Result<(), MemoryError> {
     state.arena.retry_refused();
     let root_is_live = state
         .leaves
-        .values()
-        .any(|leaf| leaf.window.writes() == Writes::ToFile);
-    if root_is_live || state.arena.committed_pages()? <= state.listed_file_pages() {
+        .iter()
+        .any(|(_, leaf)| leaf.window.writes() == Writes::ToFile);
+    let wants_sweep = state.arena.wants_sweep();
+    let is_exact = state.arena.committed_pages()? <= state.listed_file_pages();
+    if root_is_live || (is_exact && !wants_sweep) {
         return Ok(());
     }
-    let mut held = FrameSet::default();
+    let mut held = Vec::new();
     for id in state.tree.ids() {
-        for pages in state.tree.file_runs_of(id) {
-            held.add_run(pages);
-        }
+        room::append(&mut held, state.tree.file_runs_of(id))?;
     }
-    let held = held.into_runs();
-    let mut stray = FrameSet::default();
-    for data in state.arena.root_data()? {
-        let mut at = data.start;
-        let first = held.partition_point(|run| run.end <= data.start);
-        for run in held[first..].iter().take_while(|run| run.start < data.end) {
-            if at < run.start {
-                stray.add_run(at..run.start);
-            }
-            at = run.end;
-        }
-        if at < data.end {
-            stray.add_run(at..data.end);
-        }
+    held.sort_unstable_by_key(|run| run.start);
+    match wants_sweep {
+        true => state.arena.sweep(&held),
+        false => state.arena.sweep_root(&held),
     }
-    state.arena.free(stray);
-    Ok(())
 }
 
 /// The pages of a range, one by one.

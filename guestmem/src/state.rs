@@ -1,6 +1,5 @@
 //! What the lock of a clone tree protects.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,8 +7,10 @@ use pagelist::PageList;
 
 use crate::copies::Copies;
 use crate::error::MemoryError;
-use crate::frame::Arena;
+use crate::frame::{Arena, FrameSet};
 use crate::layout::PageIdx;
+use crate::ordered::Ordered;
+use crate::room;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Reach, Tree, ViewRun, WindowPlan};
 use crate::window::Window;
@@ -23,10 +24,12 @@ pub(crate) struct State {
     pub(crate) tree: Tree,
     pub(crate) arena: Arena,
     /// One for every leaf whose window is mapped.
-    pub(crate) leaves: BTreeMap<NodeId, Leaf>,
+    pub(crate) leaves: Ordered<NodeId, Leaf>,
     /// Who has gone and is still in the tree, because lists could not be read
-    /// back at that moment.
+    /// back at that moment. Has room for everybody there is.
     pub(crate) gone: Vec<Gone>,
+    /// How many claims there are.
+    pub(crate) nr_claims: usize,
     /// Pages given back so far because they held nothing but zeros.
     pub(crate) zeros_dropped: u64,
     /// Whether the window planned last shows mostly root RAM, in its place. The
@@ -93,19 +96,57 @@ impl Leaf {
 }
 
 impl State {
+    /// Makes sure that there is room for one more claim to go.
+    ///
+    /// # Errors
+    /// If there is no memory for that.
+    pub(crate) fn reserve_claim(&mut self) -> Result<(), MemoryError> {
+        room::reserve(&mut self.gone, self.nr_claims + 1)
+    }
+
+    /// Adds a spare leaf that sees what `reach` says, with its window.
+    ///
+    /// # Errors
+    /// If there is no memory for that.
+    pub(crate) fn add_spare(
+        &mut self,
+        reach: Reach,
+        nr_pages: u64,
+        at_leaf: Leaf,
+    ) -> Result<NodeId, MemoryError> {
+        self.tree
+            .reserve_node(Some(self.tree.highest(reach).node))?;
+        let leaf = self.tree.add_spare(reach, nr_pages);
+        let inserted = self.leaves.insert(leaf, at_leaf);
+        if inserted.is_err() {
+            self.tree.remove_leaf(leaf, &mut FrameSet::default()); // holds none
+        }
+        inserted.map(|()| leaf)
+    }
+
     /// How a window over what `reach` says is made.
-    pub(crate) fn plan_window(&mut self, reach: Reach) -> WindowPlan {
+    ///
+    /// # Errors
+    /// If there is no memory to find out.
+    pub(crate) fn plan_window(&mut self, reach: Reach) -> Result<WindowPlan, MemoryError> {
         let nr_pages = reach.nr_pages();
-        let view = self.tree.view_through(reach);
+        let view = self.tree.view_through(reach)?;
         self.plan_to_show(&view, nr_pages)
     }
 
     /// How a window of `nr_pages` over `view` is made.
-    pub(crate) fn plan_to_show(&mut self, view: &[ViewRun], nr_pages: u64) -> WindowPlan {
+    ///
+    /// # Errors
+    /// If there is no memory for the plan.
+    pub(crate) fn plan_to_show(
+        &mut self,
+        view: &[ViewRun],
+        nr_pages: u64,
+    ) -> Result<WindowPlan, MemoryError> {
         let root = self.arena.root();
-        let plan = WindowPlan::new(view, &self.arena.zero_for_ever(), MAP_BUDGET);
+        let plan = WindowPlan::new(view, &self.arena.zero_for_ever(), MAP_BUDGET)?;
         self.shows_root = plan.pages_in_place(&root) >= nr_pages / 2;
-        plan
+        Ok(plan)
     }
 
     /// Notes that so many pages of `leaf` were zero and are not kept.

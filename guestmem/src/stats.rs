@@ -67,11 +67,11 @@ impl TreeStats {
                 Role::Layer { .. } => stats.layers += 1,
             }
         }
-        stats.seen_pages = Viewers::count(&state.tree).seen_by_leaves();
-        for (id, leaf) in &state.leaves {
-            let private = state.tree.private_pages(*id).count() as u64;
+        stats.seen_pages = Viewers::count(&state.tree)?.seen_by_leaves();
+        for (id, leaf) in state.leaves.iter() {
+            let private = state.tree.private_pages(id).count() as u64;
             stats.private_frames += private;
-            stats.window_copies += leaf.live_copies(state, *id);
+            stats.window_copies += leaf.live_copies(state, id);
         }
         Ok(stats)
     }
@@ -100,11 +100,11 @@ pub struct RamStats {
 }
 
 impl RamStats {
-    pub(crate) fn collect(state: &State, leaf: NodeId) -> Self {
+    pub(crate) fn collect(state: &State, leaf: NodeId) -> Result<Self, MemoryError> {
         let node = state.tree.node(leaf);
         let at_leaf = &state.leaves[&leaf];
-        Self {
-            attribution: Viewers::count(&state.tree).attribution(&state.tree, leaf),
+        Ok(Self {
+            attribution: Viewers::count(&state.tree)?.attribution(&state.tree, leaf)?,
             private_pages: state.tree.private_pages(leaf).count() as u64,
             window_copies: at_leaf.live_copies(state, leaf),
             zeros_dropped: at_leaf.zeros_dropped,
@@ -112,6 +112,6 @@ impl RamStats {
             depth: state.tree.chain(leaf).count() as u64 - 1,
             mappings: (at_leaf.window.nr_maps() + at_leaf.nr_overlays) as u64,
             list_bytes: node.list.heap_allocation_bytes() as u64,
-        }
+        })
     }
 }

@@ -22,6 +22,7 @@ use crate::blank_window::BlankWindow;
 use crate::error::MemoryError;
 use crate::frame::Arena;
 use crate::layout::{PageIdx, RamLayout, RamRegion};
+use crate::room;
 use crate::sys::mapping::{Mapping, Sharing};
 use crate::sys::page::WritablePage;
 use crate::tree::{MapRun, WindowPlan};
@@ -99,7 +100,7 @@ impl Window {
         for run in missing {
             map_run(&window.mapping, arena, run, Sharing::Private)?;
         }
-        window.maps.clone_from(&plan.maps);
+        window.maps = room::collect(plan.maps.iter().cloned())?;
         Ok(window)
     }
 

@@ -17,6 +17,7 @@ use crate::error::MemoryError;
 use crate::frame::{FrameHome, FrameSet, home};
 use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
+use crate::room;
 use crate::settle::{pages, settle_leaf};
 use crate::state::{Leaf, MAP_BUDGET, State};
 use crate::sys::pagemap::Pagemap;
@@ -79,7 +80,7 @@ pub(crate) fn look(
         }
         found.looked_at += 1;
         if window.page(page).read().is_zero() {
-            found.pages.push(page);
+            room::push(&mut found.pages, page)?;
         }
     }
     Ok(found)
@@ -102,7 +103,7 @@ pub(crate) fn drop_zero_pages(state: &mut State, leaf: NodeId) -> Result<u64, Me
     let own = list
         .iter()
         .filter(|(_, slot)| matches!(slot, SlotRef::Page(_)));
-    let own: Vec<_> = own.map(|(offset, _)| PageIdx::containing(offset)).collect();
+    let own = room::collect(own.map(|(offset, _)| PageIdx::containing(offset)))?;
     drop_if_zero(state, leaf, own.into_iter())
 }
 
@@ -116,7 +117,7 @@ fn drop_if_zero(
     for page in pages.filter(|page| window.page(*page).read().is_zero()) {
         match runs.last_mut() {
             Some(last) if last.end == page => last.end.0 += 1,
-            _ => runs.push(page..PageIdx(page.0 + 1)),
+            _ => room::push(&mut runs, page..PageIdx(page.0 + 1))?,
         }
     }
     let mut dropped = 0;
@@ -138,7 +139,7 @@ pub(crate) fn zero_run(
     // List and window change together, part by part: what a failure leaves
     // behind is either done or untouched.
     let mut dropped = 0;
-    for part in state.tree.plan_zero(leaf, run.start.0..run.end.0) {
+    for part in state.tree.plan_zero(leaf, run.start.0..run.end.0)? {
         dropped += zero_part(state, leaf, &part)?;
     }
     Ok(dropped)
@@ -154,9 +155,11 @@ fn zero_part(state: &mut State, leaf: NodeId, part: &ZeroPart) -> Result<u64, Me
     let at_leaf = leaves.get_mut(&leaf).expect("a leaf has a window");
     let run = PageIdx(part.pages.start)..PageIdx(part.pages.end);
     let mut freed = FrameSet::default();
-    at_leaf.edits += 1;
-    at_leaf.copies.forget_all(run.clone())?;
+    // The window of root RAM shows the frames: none may go astray.
+    freed.reserve(1)?;
     tree.zero(leaf, part, &mut freed)?;
+    at_leaf.edits += 1;
+    at_leaf.copies.forget(run.clone());
     let nr_pages = part.pages.end - part.pages.start;
     let dropped = if at_leaf.window.writes() == Writes::ToFile {
         nr_pages // what is freed below is what the window shows
@@ -201,7 +204,7 @@ pub(crate) fn map_anonymous(at_leaf: &mut Leaf, run: &Range<PageIdx>) -> Result<
     let nr_pages = range.end - range.start;
     // Noted ahead: a page noted although it is not overlaid would be dropped
     // wrongly later, so a failure takes back what is new.
-    let fresh: Vec<_> = at_leaf.overlaid.gaps_in(range.clone()).collect();
+    let fresh = room::collect(at_leaf.overlaid.gaps_in(range.clone()))?;
     let (start, end) = (run.start.byte_offset(), run.end.byte_offset());
     let noted = at_leaf.overlaid.mark(start, end, |_, _| {});
     noted.map_err(|_| MemoryError::Bookkeeping)?;
@@ -224,7 +227,7 @@ pub(crate) fn map_anonymous(at_leaf: &mut Leaf, run: &Range<PageIdx>) -> Result<
 pub(crate) fn drop_zero_frames(state: &mut State, id: NodeId) -> Result<(), MemoryError> {
     let root = state.arena.root();
     let list = &state.tree.node(id).list;
-    let zero: Vec<PageIdx> = list
+    let zero = list
         .iter()
         .filter_map(|(offset, slot)| match slot {
             SlotRef::Page(frame) => Some((PageIdx(offset / PAGE_SIZE), home(frame))),
@@ -234,13 +237,14 @@ pub(crate) fn drop_zero_frames(state: &mut State, id: NodeId) -> Result<(), Memo
             FrameHome::File(at) => root.contains(at) && state.arena.page(*at).is_zero(),
             FrameHome::Window(_) => false,
         })
-        .map(|(page, _)| page)
-        .collect();
-    state.zeros_dropped += zero.len() as u64;
+        .map(|(page, _)| page);
+    let zero = room::collect(zero)?;
     let mut freed = FrameSet::default();
-    let result = zero
-        .into_iter()
-        .try_for_each(|page| state.tree.zero_slot(id, page, &mut freed));
+    let result = zero.into_iter().try_for_each(|page| {
+        state.tree.zero_slot(id, page, &mut freed)?;
+        state.zeros_dropped += 1;
+        Ok(())
+    });
     state.arena.free(freed);
     result
 }

@@ -78,7 +78,7 @@ fn a_fork_of_a_layer_in_too_many_pieces_commits_what_it_said() {
         set_page(&ram, page, page + 1);
     }
     let layer = freeze(&mut ram);
-    let promised = layer.fork_commits_bytes();
+    let promised = layer.fork_commits_bytes().unwrap();
     assert!(promised > 0);
     let child = layer.fork().unwrap();
     assert_eq!(child.committed_bytes().unwrap(), promised);

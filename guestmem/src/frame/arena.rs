@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{FIRST_PRIVATE, FrameNumbers, FrameSet, Stock};
 use crate::error::MemoryError;
 use crate::layout::PAGE_SIZE;
+use crate::room;
 use crate::sys::mapping::{HugePages, Mapping, Sharing, View};
 use crate::sys::memfd::Memfd;
 use crate::sys::page::Page;
@@ -24,6 +25,9 @@ pub(crate) struct Arena {
     numbers: FrameNumbers,
     /// Pages that nobody sees and that could not be given back yet.
     refused: Vec<Range<u64>>,
+    /// Whether there may be pages that nobody sees, or numbers that nobody
+    /// uses, and that nobody knows of: there was no memory to note them.
+    astray: bool,
     /// How often frames have been given back.
     frees: u64,
     /// Committed pages that are in stock: no list holds them yet.
@@ -43,8 +47,9 @@ impl Arena {
         let view = View::new(file.as_fd(), nr_pages * PAGE_SIZE)
             .map_err(|source| MemoryError::os("map a view of guest RAM", nr_pages, source))?;
         Ok(Self {
-            numbers: FrameNumbers::new(root_pages, nr_pages),
+            numbers: FrameNumbers::new(root_pages, nr_pages)?,
             refused: Vec::new(),
+            astray: false,
             frees: 0,
             in_stock: 0,
             view,
@@ -74,11 +79,10 @@ impl Arena {
     /// The file pages that read zero for ever once nobody holds them, because
     /// they are never handed out again. Windows may be mapped across those.
     pub(crate) fn zero_for_ever(&self) -> Range<u64> {
-        match self.refused.as_slice() {
-            [] => self.root(),
-            // Some may still hold what somebody had there.
-            _ => 0..0,
+        if self.refused.is_empty() && !self.astray {
+            return self.root();
         }
+        0..0 // some may still hold what somebody had there
     }
 
     /// The file pages of root RAM.
@@ -175,6 +179,7 @@ impl Arena {
 
     /// Gives frames back to the host. Nothing may be able to see them.
     pub(crate) fn free(&mut self, frames: FrameSet) {
+        self.astray |= frames.is_astray();
         for run in frames.into_runs() {
             self.free_run(run);
         }
@@ -183,12 +188,12 @@ impl Arena {
     fn free_run(&mut self, run: Range<u64>) {
         self.frees += 1;
         match self.file.punch(run.clone()) {
-            Ok(()) => self.numbers.give_back(run),
+            Ok(()) => self.astray |= self.numbers.give_back(run).is_err(),
             // The numbers stay taken until it works, so that the old contents
             // are never mistaken for somebody's.
             Err(error) => {
                 log::warn!("cannot give file pages {run:?} back for now: {error}");
-                self.refused.push(run);
+                self.astray |= room::push(&mut self.refused, run).is_err();
             }
         }
     }
@@ -207,6 +212,49 @@ impl Arena {
         Ok(committed.saturating_sub(self.in_stock))
     }
 
+    /// Whether pages or numbers have gone astray, and can be found by who knows
+    /// which pages are held by lists: those in stock would look the same.
+    pub(crate) fn wants_sweep(&self) -> bool {
+        self.astray && self.in_stock == 0
+    }
+
+    /// Gives back every page that is not in `held`, ascending runs, and every
+    /// number. What the kernel refuses is tried again at the next sweep.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked which pages there are, or there is no memory
+    /// for the answer. Nothing has changed then.
+    pub(crate) fn sweep(&mut self, held: &[Range<u64>]) -> Result<(), MemoryError> {
+        let all = self.numbers.all();
+        let seek = |source| MemoryError::os("find committed pages", all.end, source);
+        let data = self.file.data(all.clone()).map_err(seek)?;
+        let stray = without_held(&data, held)?;
+        let numbers = FrameNumbers::all_but(held, self.root().end, all.end)?;
+        self.frees += 1;
+        for run in stray {
+            if let Err(error) = self.file.punch(run.clone()) {
+                log::warn!("cannot give file pages {run:?} back for now: {error}");
+                return Ok(());
+            }
+        }
+        self.refused.clear(); // they were among them
+        self.numbers = numbers;
+        self.astray = false;
+        Ok(())
+    }
+
+    /// Gives back what the kernel has committed of root RAM although it is not
+    /// in `held`, ascending runs.
+    ///
+    /// # Errors
+    /// As [`sweep`](Self::sweep).
+    pub(crate) fn sweep_root(&mut self, held: &[Range<u64>]) -> Result<(), MemoryError> {
+        for run in without_held(&self.root_data()?, held)? {
+            self.free_run(run);
+        }
+        Ok(())
+    }
+
     /// The committed stretches of root RAM.
     pub(crate) fn root_data(&self) -> Result<Vec<Range<u64>>, MemoryError> {
         let root = self.root();
@@ -223,8 +271,28 @@ impl Arena {
     /// Gives back what the kernel has committed of these pages although their
     /// numbers are free. Of root RAM settling finds that out.
     pub(crate) fn drop_strays(&mut self, pages: Range<u64>) {
-        for run in self.numbers.take_within(pages) {
-            self.free_run(run);
+        match self.numbers.take_within(pages) {
+            Ok(free) => free.into_iter().for_each(|run| self.free_run(run)),
+            Err(_) => self.astray = true,
         }
     }
+}
+
+/// What of `data` is not in `held`; both ascending runs.
+fn without_held(data: &[Range<u64>], held: &[Range<u64>]) -> Result<Vec<Range<u64>>, MemoryError> {
+    let mut rest = Vec::new();
+    for data in data {
+        let mut at = data.start;
+        let first = held.partition_point(|run| run.end <= data.start);
+        for run in held[first..].iter().take_while(|run| run.start < data.end) {
+            if at < run.start {
+                room::push(&mut rest, at..run.start)?;
+            }
+            at = run.end;
+        }
+        if at < data.end {
+            room::push(&mut rest, at..data.end)?;
+        }
+    }
+    Ok(rest)
 }

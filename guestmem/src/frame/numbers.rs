@@ -1,11 +1,13 @@
 //! Frame numbers: which are taken, and what a number means. No memory here.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use pagelist::FrameId;
 
+use crate::error::MemoryError;
 use crate::layout::PageIdx;
+use crate::ordered::Ordered;
+use crate::room;
 
 /// Frame numbers from here on name pages of a leaf's own window.
 pub(crate) const FIRST_PRIVATE: u32 = 1 << 29;
@@ -59,19 +61,46 @@ pub(crate) fn private_frame(page: PageIdx) -> FrameId {
 #[derive(Debug)]
 pub(crate) struct FrameNumbers {
     root_pages: u64,
-    free: BTreeMap<u64, u64>, // start → end
+    end: u64,
+    /// The first number of each stretch, by its end: numbers are taken from the
+    /// front, which then needs no memory.
+    free: Ordered<u64, u64>,
 }
 
 impl FrameNumbers {
     /// File pages `0..root_pages` belong to root RAM for good: they are never
     /// handed out again, even when nothing is there any more, because windows
     /// may be mapped across their holes. The rest up to `end` can be taken.
-    pub(crate) fn new(root_pages: u64, end: u64) -> Self {
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn new(root_pages: u64, end: u64) -> Result<Self, MemoryError> {
+        Self::all_but(&[], root_pages, end)
+    }
+
+    /// The same with `held`, ascending runs, taken.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn all_but(
+        held: &[Range<u64>],
+        root_pages: u64,
+        end: u64,
+    ) -> Result<Self, MemoryError> {
         debug_assert!(root_pages <= end && end <= u64::from(FIRST_PRIVATE));
-        Self {
-            root_pages,
-            free: BTreeMap::from([(root_pages, end)]),
+        let mut free = Ordered::default();
+        let mut at = root_pages;
+        for run in held.iter().chain([&(end..end)]) {
+            if at < run.start {
+                free.insert(run.start, at)?;
+            }
+            at = at.max(run.end);
         }
+        Ok(Self {
+            root_pages,
+            end,
+            free,
+        })
     }
 
     /// The file pages of root RAM.
@@ -79,79 +108,98 @@ impl FrameNumbers {
         0..self.root_pages
     }
 
+    /// All file pages.
+    pub(crate) fn all(&self) -> Range<u64> {
+        0..self.end
+    }
+
     /// Takes `count` numbers in a row, the lowest that fit.
     pub(crate) fn take(&mut self, count: u64) -> Option<Range<u64>> {
-        let (&start, &end) = self
-            .free
-            .iter()
-            .find(|(start, end)| **end - **start >= count)?;
-        self.free.remove(&start);
-        if start + count < end {
-            self.free.insert(start + count, end);
+        let fits = |(end, start): &(u64, &mut u64)| *end - **start >= count;
+        let (end, first) = self.free.at_or_after_mut(&0).find(fits)?;
+        let start = *first;
+        *first += count;
+        if *first == end {
+            self.free.remove(&end);
         }
         Some(start..start + count)
     }
 
     /// Takes all that are free within `range`.
-    pub(crate) fn take_within(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
-        let before = self.free.range(..range.start).next_back();
-        let inside = self.free.range(range.clone());
-        let overlapping: Vec<_> = before
-            .into_iter()
-            .chain(inside)
-            .map(|(start, end)| *start..*end)
-            .filter(|run| range.start < run.end)
-            .collect();
-        let mut taken = Vec::new();
-        for run in overlapping {
-            self.free.remove(&run.start);
-            if run.start < range.start {
-                self.free.insert(run.start, range.start);
-            }
-            if range.end < run.end {
-                self.free.insert(range.end, run.end);
-            }
-            taken.push(run.start.max(range.start)..run.end.min(range.end));
+    ///
+    /// # Errors
+    /// If there is no memory to tell which. Nothing has changed then.
+    pub(crate) fn take_within(
+        &mut self,
+        range: Range<u64>,
+    ) -> Result<Vec<Range<u64>>, MemoryError> {
+        let overlapping = self.free.at_or_after(&(range.start + 1));
+        let overlapping = overlapping.map(|(end, start)| *start..end);
+        let mut found = room::collect(overlapping.take_while(|run| run.start < range.end))?;
+        // Of the first a part may stay before the range: the only one that is new.
+        if let Some(first) = found.first()
+            && first.start < range.start
+        {
+            self.free.insert(range.start, first.start)?;
         }
-        taken
+        for run in &mut found {
+            if range.end < run.end {
+                let first = self.free.get_mut(&run.end).expect("found above");
+                *first = range.end;
+            } else {
+                self.free.remove(&run.end);
+            }
+            *run = run.start.max(range.start)..run.end.min(range.end);
+        }
+        Ok(found)
     }
 
     /// Gives numbers back. Those of root RAM stay reserved.
-    pub(crate) fn give_back(&mut self, numbers: Range<u64>) {
-        let start = numbers.start.max(self.root_pages);
-        if start >= numbers.end {
-            return;
+    ///
+    /// # Errors
+    /// If there is no memory to note it. They stay taken then.
+    pub(crate) fn give_back(&mut self, numbers: Range<u64>) -> Result<(), MemoryError> {
+        let (start, end) = (numbers.start.max(self.root_pages), numbers.end);
+        if start >= end {
+            return Ok(());
         }
-        let mut merged = start..numbers.end;
-        if let Some((&before, &end)) = self.free.range(..merged.start).next_back() {
-            debug_assert!(
-                end <= merged.start,
-                "frame {} given back twice",
-                merged.start
-            );
-            if end == merged.start {
-                self.free.remove(&before);
-                merged.start = before;
+        let before = self.free.get(&start).copied();
+        let first = before.unwrap_or(start);
+        let after = self.free.at_or_after_mut(&(start + 1)).next();
+        match after {
+            Some((_, after)) if *after == end => *after = first,
+            after => {
+                debug_assert!(
+                    after.is_none_or(|(_, after)| end < *after),
+                    "frames {numbers:?} given back twice"
+                );
+                self.free.insert(end, first)?;
             }
         }
-        if let Some((&after, &end)) = self.free.range(merged.start..).next() {
-            debug_assert!(merged.end <= after, "frame {after} given back twice");
-            if after == merged.end {
-                self.free.remove(&after);
-                merged.end = end;
-            }
+        if before.is_some() {
+            self.free.remove(&start);
         }
-        self.free.insert(merged.start, merged.end);
+        Ok(())
     }
 }
 
 /// File pages collected one by one, in runs where they are neighbours.
+///
+/// Collecting cannot fail, because those who have to give frames back cannot
+/// stop half-way. Where there is no memory to note a run it goes astray: it is
+/// in no list any more, and is found by looking for what no list holds.
 #[derive(Debug, Default)]
 pub(crate) struct FrameSet {
     runs: Vec<Range<u64>>,
+    astray: bool,
 }
 
 impl FrameSet {
+    /// Makes sure that none of the next `count` runs goes astray.
+    pub(crate) fn reserve(&mut self, count: usize) -> Result<(), MemoryError> {
+        room::reserve(&mut self.runs, count)
+    }
+
     /// Adds `frame`, unless it lives in a window, which keeps its own.
     pub(crate) fn add(&mut self, frame: FrameId) {
         let FrameHome::File(page) = home(frame) else {
@@ -159,13 +207,21 @@ impl FrameSet {
         };
         match self.runs.last_mut() {
             Some(last) if last.end == page => last.end += 1,
-            _ => self.runs.push(page..page + 1),
+            _ => self.add_run(page..page + 1),
         }
     }
 
     /// Adds a run of file pages.
     pub(crate) fn add_run(&mut self, pages: Range<u64>) {
-        self.runs.push(pages);
+        match self.reserve(1) {
+            Ok(()) => self.runs.push(pages),
+            Err(_) => self.astray = true,
+        }
+    }
+
+    /// Whether some have gone astray.
+    pub(crate) fn is_astray(&self) -> bool {
+        self.astray
     }
 
     /// The runs, ascending and maximal.
@@ -189,35 +245,42 @@ mod tests {
 
     #[test]
     fn numbers_given_back_in_any_order_become_one_stretch_again() {
-        let mut numbers = FrameNumbers::new(10, 100);
+        let mut numbers = FrameNumbers::new(10, 100).unwrap();
         let taken: Vec<_> = (0..9).map(|_| numbers.take(10).unwrap()).collect();
         assert_eq!(numbers.take(1), None);
         for i in [4, 0, 8, 2, 6, 1, 7, 3, 5] {
-            numbers.give_back(taken[i].clone());
+            numbers.give_back(taken[i].clone()).unwrap();
         }
         assert_eq!(numbers.take(90), Some(10..100));
     }
 
     #[test]
     fn numbers_of_root_ram_are_never_handed_out_again() {
-        let mut numbers = FrameNumbers::new(10, 12);
-        numbers.give_back(0..10);
+        let mut numbers = FrameNumbers::new(10, 12).unwrap();
+        numbers.give_back(0..10).unwrap();
         assert_eq!(numbers.take(3), None);
         assert_eq!(numbers.take(2), Some(10..12));
     }
 
     #[test]
     fn what_is_free_in_a_range_can_be_taken_and_the_rest_stays_free() {
-        let mut numbers = FrameNumbers::new(10, 100);
+        let mut numbers = FrameNumbers::new(10, 100).unwrap();
         assert_eq!(numbers.take(90), Some(10..100));
         for run in [10..20, 30..31, 40..50] {
-            numbers.give_back(run);
+            numbers.give_back(run).unwrap();
         }
-        assert_eq!(numbers.take_within(20..30), []);
-        assert_eq!(numbers.take_within(15..45), [15..20, 30..31, 40..45]);
-        assert_eq!(numbers.take_within(0..100), [10..15, 45..50]);
-        numbers.give_back(0..100);
-        assert_eq!(numbers.take_within(50..60), [50..60], "out of one stretch");
+        assert_eq!(numbers.take_within(20..30).unwrap(), []);
+        assert_eq!(
+            numbers.take_within(15..45).unwrap(),
+            [15..20, 30..31, 40..45]
+        );
+        assert_eq!(numbers.take_within(0..100).unwrap(), [10..15, 45..50]);
+        numbers.give_back(0..100).unwrap();
+        assert_eq!(
+            numbers.take_within(50..60).unwrap(),
+            [50..60],
+            "out of one stretch"
+        );
         assert_eq!(numbers.take(41), None);
         assert_eq!(numbers.take(40), Some(10..50));
     }

@@ -58,6 +58,7 @@ impl Memfd {
                 break;
             }
             let end = seek(&self.fd, SeekFrom::Hole(start * PAGE_SIZE))?.div_ceil(PAGE_SIZE);
+            found.try_reserve(1)?;
             found.push(start..end.min(pages.end));
             at = end;
         }
@@ -93,13 +94,12 @@ impl Memfd {
         fault::injected()?;
         let mut page = first;
         for batch in sources.chunks(MAX_PIECES) {
-            let pieces: Vec<libc::iovec> = batch
-                .iter()
-                .map(|source| libc::iovec {
-                    iov_base: source.start().as_ptr().cast(),
-                    iov_len: PAGE_SIZE as usize,
-                })
-                .collect();
+            let mut pieces: Vec<libc::iovec> = Vec::new();
+            pieces.try_reserve(batch.len())?;
+            pieces.extend(batch.iter().map(|source| libc::iovec {
+                iov_base: source.start().as_ptr().cast(),
+                iov_len: PAGE_SIZE as usize,
+            }));
             let mut done = 0;
             while done < pieces.len() {
                 let left = &pieces[done..];

@@ -94,11 +94,16 @@ impl Pagemap {
         nr_pages: u64,
     ) -> io::Result<Vec<Range<PageIdx>>> {
         let mut found: Vec<Range<PageIdx>> = Vec::new();
+        let mut noted = Ok(());
         let note = |pages: Range<PageIdx>| match found.last_mut() {
             Some(last) if last.end == pages.start => last.end = pages.end,
-            _ => found.push(pages),
+            _ => match found.try_reserve(1) {
+                Ok(()) => found.push(pages),
+                Err(error) => noted = Err(error),
+            },
         };
         self.each_private_run(mapping, nr_pages, Walk::Long, note, || ())?;
+        noted?;
         Ok(found)
     }
 

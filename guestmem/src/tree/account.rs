@@ -4,34 +4,38 @@
 //! divide 4096, so nothing is rounded: an [`Attribution`] counts *pages by
 //! number of viewers*, and sums are compared as those counts.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::sight::{Count, Sight};
 use super::view::{Source, ViewRun};
 use super::{NodeId, Role, Tree};
+use crate::error::MemoryError;
 use crate::frame::{FrameHome, FrameSet, home};
 use crate::layout::PAGE_SIZE;
+use crate::ordered::Ordered;
 use crate::pages::ByPage;
+use crate::room;
 
 /// Pages a viewer sees, by the number of viewers that share them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attribution {
-    by_viewers: BTreeMap<u64, u64>,
+    /// Ascending.
+    by_viewers: Vec<(u64, u64)>,
 }
 
 impl Attribution {
     /// `(viewers, pages)`: so many pages are seen by this one and
     /// `viewers − 1` others. Ascending.
     pub fn by_viewers(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.by_viewers
-            .iter()
-            .map(|(viewers, pages)| (*viewers, *pages))
+        self.by_viewers.iter().copied()
     }
 
     /// Pages nobody else sees.
     pub fn exclusive_pages(&self) -> u64 {
-        self.by_viewers.get(&1).copied().unwrap_or(0)
+        match self.by_viewers.first() {
+            Some((1, pages)) => *pages,
+            _ => 0,
+        }
     }
 
     /// Pages somebody else sees too.
@@ -41,7 +45,7 @@ impl Attribution {
 
     /// All pages seen.
     pub fn pages(&self) -> u64 {
-        self.by_viewers.values().sum()
+        self.by_viewers().map(|(_, pages)| pages).sum()
     }
 
     /// The charge in bytes: the sum of 4096 / viewers, rounded to nearest for
@@ -52,8 +56,16 @@ impl Attribution {
         self.by_viewers().map(bytes).sum::<f64>().round() as u64
     }
 
-    fn add(&mut self, viewers: u64, pages: u64) {
-        *self.by_viewers.entry(viewers).or_default() += pages;
+    fn add(&mut self, viewers: u64, pages: u64) -> Result<(), MemoryError> {
+        let known = &mut self.by_viewers;
+        match known.binary_search_by_key(&viewers, |(viewers, _)| *viewers) {
+            Ok(at) => known[at].1 += pages,
+            Err(at) => {
+                room::reserve(known, 1)?;
+                known.insert(at, (viewers, pages));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -62,8 +74,8 @@ impl Attribution {
 /// Viewers are the leaves, and the layers that a snapshot holds.
 #[derive(Debug)]
 pub(crate) struct Viewers {
-    /// File pages by their first: where the run ends, and who sees it.
-    files: BTreeMap<u64, (u64, u64)>,
+    /// Runs of file pages, ascending, and how many see them.
+    files: Vec<(Range<u64>, u64)>,
     /// Pages of layers that nobody sees: every child has covered them.
     unseen: Vec<(NodeId, Range<u64>)>,
     /// Pages that the leaves see together.
@@ -73,16 +85,19 @@ pub(crate) struct Viewers {
 impl Viewers {
     /// Counts them all; every list must be read back. O(R log² R) for R runs
     /// in all lists, whatever the shape of the tree.
-    pub(crate) fn count(tree: &Tree) -> Self {
+    ///
+    /// # Errors
+    /// If there is no memory to count.
+    pub(crate) fn count(tree: &Tree) -> Result<Self, MemoryError> {
         let mut viewers = Self {
-            files: BTreeMap::new(),
+            files: Vec::new(),
             unseen: Vec::new(),
             seen_by_leaves: 0,
         };
-        let mut sights: BTreeMap<NodeId, Sight> = BTreeMap::new();
-        for id in tree.children_first() {
+        let mut sights: Ordered<NodeId, Sight> = Ordered::default();
+        for id in tree.children_first()? {
             let node = tree.node(id);
-            let mut sight = sights.remove(&id).unwrap_or_else(Sight::none);
+            let mut sight = sights.remove(&id).unwrap_or_default();
             match node.role() {
                 Role::Leaf => sight.add_everywhere(Count::LEAF),
                 Role::Spare | Role::Layer { handles: 0 } => {}
@@ -90,37 +105,40 @@ impl Viewers {
             }
             for run in node.list.runs_in(0..node.nr_pages()) {
                 let run = ViewRun::from(run);
-                viewers.note(id, &run, &sight);
-                sight.hide(run.pages);
+                viewers.note(id, &run, &sight)?;
+                sight.hide(run.pages)?;
             }
             if let Some(reach) = node.parent() {
                 let nr_pages = tree.node(reach.node).nr_pages();
-                let sight = sight.lifted(reach, nr_pages);
+                let sight = sight.lifted(reach, nr_pages)?;
                 let sum = match sights.remove(&reach.node) {
-                    Some(siblings) => siblings.join(sight, nr_pages),
+                    Some(siblings) => siblings.join(sight, nr_pages)?,
                     None => sight,
                 };
-                sights.insert(reach.node, sum);
+                sights.insert(reach.node, sum)?;
             }
         }
-        viewers
+        let by_start = |(pages, _): &(Range<u64>, u64)| pages.start;
+        viewers.files.sort_unstable_by_key(by_start);
+        Ok(viewers)
     }
 
     /// Notes who looks at `run`, which `id` holds.
-    fn note(&mut self, id: NodeId, run: &ViewRun, sight: &Sight) {
+    fn note(&mut self, id: NodeId, run: &ViewRun, sight: &Sight) -> Result<(), MemoryError> {
         let Source::Frames(_) = run.source else {
-            return;
+            return Ok(());
         };
         for (pages, count) in sight.pieces(run.pages.clone()) {
             let nr_pages = pages.end - pages.start;
             self.seen_by_leaves += u64::try_from(count.leaves).unwrap_or(0) * nr_pages;
             if let Some(file) = file_pages(&run.part(pages.clone())) {
-                self.files.insert(file.start, (file.end, count.viewers()));
+                room::push(&mut self.files, (file, count.viewers()))?;
             }
             if count.viewers() == 0 {
-                self.unseen.push((id, pages));
+                room::push(&mut self.unseen, (id, pages))?;
             }
         }
+        Ok(())
     }
 
     /// Pages that the leaves see together; each would be a frame of its own if
@@ -130,46 +148,49 @@ impl Viewers {
     }
 
     /// What `id`, a viewer, is charged for.
-    pub(crate) fn attribution(&self, tree: &Tree, id: NodeId) -> Attribution {
+    ///
+    /// # Errors
+    /// If there is no memory to find out what it sees.
+    pub(crate) fn attribution(&self, tree: &Tree, id: NodeId) -> Result<Attribution, MemoryError> {
         let mut charged = Attribution::default();
-        for run in tree.view(id) {
+        for run in tree.view(id)? {
             match (file_pages(&run), run.source) {
-                (Some(pages), _) => self.charge(pages, &mut charged),
+                (Some(pages), _) => self.charge(&pages, &mut charged)?,
                 // Private pages are the window's own.
-                (None, Source::Frames(_)) => charged.add(1, run.pages.end - run.pages.start),
+                (None, Source::Frames(_)) => charged.add(1, run.pages.end - run.pages.start)?,
                 (None, Source::Zero) => {}
             }
         }
-        charged
+        Ok(charged)
     }
 
-    fn charge(&self, pages: Range<u64>, charged: &mut Attribution) {
-        let first = self.files.range(..=pages.start).next_back();
-        let first = first.map_or(pages.start, |(start, _)| *start);
-        for (start, (end, viewers)) in self.files.range(first..pages.end) {
-            let (start, end) = (pages.start.max(*start), pages.end.min(*end));
-            if start < end {
-                charged.add(*viewers, end - start);
-            }
+    fn charge(&self, pages: &Range<u64>, charged: &mut Attribution) -> Result<(), MemoryError> {
+        let first = self
+            .files
+            .partition_point(|(known, _)| known.end <= pages.start);
+        let known = self.files[first..].iter();
+        for (known, viewers) in known.take_while(|(known, _)| known.start < pages.end) {
+            let (start, end) = (pages.start.max(known.start), pages.end.min(known.end));
+            charged.add(*viewers, end - start)?;
         }
+        Ok(())
     }
 
     /// Takes every frame that no viewer sees out of the layers that hold it,
     /// and the markers that hide nothing.
-    pub(crate) fn reclaim(self, tree: &mut Tree, freed: &mut FrameSet) {
+    ///
+    /// # Errors
+    /// If there is no memory for that. What has been taken out is in `freed`,
+    /// and the rest is found the next time.
+    pub(crate) fn reclaim(self, tree: &mut Tree, freed: &mut FrameSet) -> Result<(), MemoryError> {
         tree.layers_have_changed();
         for (id, pages) in self.unseen {
             let list = &mut tree.node_mut(id).list;
-            list.clear(
-                pages.start * PAGE_SIZE,
-                pages.end * PAGE_SIZE,
-                |_, frame| {
-                    freed.add(frame);
-                },
-            )
-            .expect("whole pages that the list itself reported");
+            let (start, end) = (pages.start * PAGE_SIZE, pages.end * PAGE_SIZE);
+            let cleared = list.clear(start, end, |_, frame| freed.add(frame));
+            cleared.map_err(|_| MemoryError::Bookkeeping)?;
         }
-        tree.drop_idle_markers();
+        tree.drop_idle_markers()
     }
 }
 

@@ -11,6 +11,7 @@ use crate::error::MemoryError;
 use crate::frame::{FrameSet, file_frame, is_private, private_frame};
 use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
+use crate::room;
 
 /// What a look at a private page found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,7 +132,7 @@ impl Tree {
         if data.is_empty() {
             return Ok(());
         }
-        let gaps: Vec<_> = node.list.gaps_in(data).collect();
+        let gaps = room::collect(node.list.gaps_in(data))?;
         for gap in gaps {
             let offset = PageIdx(gap.start).byte_offset();
             node.list
@@ -142,21 +143,31 @@ impl Tree {
     }
 
     /// How `pages` of `leaf` become zero, in parts that are done alike.
-    pub(crate) fn plan_zero(&self, leaf: NodeId, pages: Range<u64>) -> Vec<ZeroPart> {
+    ///
+    /// # Errors
+    /// If there is no memory for the plan.
+    pub(crate) fn plan_zero(
+        &self,
+        leaf: NodeId,
+        pages: Range<u64>,
+    ) -> Result<Vec<ZeroPart>, MemoryError> {
         let mut parts: Vec<ZeroPart> = Vec::new();
         let mut add = |pages: Range<u64>, hides| match parts.last_mut() {
-            _ if pages.is_empty() => {}
-            Some(last) if last.hides == hides => last.pages.end = pages.end,
-            _ => parts.push(ZeroPart { pages, hides }),
+            _ if pages.is_empty() => Ok(()),
+            Some(last) if last.hides == hides => {
+                last.pages.end = pages.end;
+                Ok(())
+            }
+            _ => room::push(&mut parts, ZeroPart { pages, hides }),
         };
         let mut at = pages.start;
-        for run in self.runs_below(leaf, pages.clone()) {
-            add(at..run.pages.start, Hides::Nothing);
+        for run in self.runs_below(leaf, pages.clone())? {
+            add(at..run.pages.start, Hides::Nothing)?;
             at = run.pages.end;
-            add(run.pages, Hides::Something);
+            add(run.pages, Hides::Something)?;
         }
-        add(at..pages.end, Hides::Nothing);
-        parts
+        add(at..pages.end, Hides::Nothing)?;
+        Ok(parts)
     }
 
     /// Makes `part` of `leaf` zero. In root RAM that is being written to, pages
@@ -226,62 +237,69 @@ impl Tree {
     }
 
     /// Takes every marker away that hides nothing.
-    pub(super) fn drop_idle_markers(&mut self) {
+    ///
+    /// # Errors
+    /// If there is no memory to find them. Those that are left are found the
+    /// next time.
+    pub(super) fn drop_idle_markers(&mut self) -> Result<(), MemoryError> {
         // From the top, because a marker may hide nothing but another marker.
-        for id in self.children_first().into_iter().rev() {
+        for id in self.children_first()?.into_iter().rev() {
             let node = self.node(id);
             if node.list.marker_count() == 0 {
                 continue;
             }
             let runs = node.list.runs_in(0..node.nr_pages());
-            let markers: Vec<_> = runs.filter(|run| run.kind == RunKind::Marker).collect();
+            let markers = room::collect(runs.filter(|run| run.kind == RunKind::Marker))?;
             for run in markers {
                 let pages = run.start / PAGE_SIZE..run.end / PAGE_SIZE;
-                let idle = self.plan_zero(id, pages).into_iter();
+                let idle = self.plan_zero(id, pages)?.into_iter();
                 for part in idle.filter(|part| part.hides == Hides::Nothing) {
                     let (start, end) = (part.pages.start * PAGE_SIZE, part.pages.end * PAGE_SIZE);
                     let list = &mut self.node_mut(id).list;
-                    if list.clear(start, end, |_, _| {}).is_err() {
-                        log::debug!("{part:?} keeps markers that hide nothing: out of memory");
-                    }
+                    let cleared = list.clear(start, end, |_, _| {});
+                    cleared.map_err(|_| MemoryError::Bookkeeping)?;
                 }
             }
         }
+        Ok(())
     }
 
     /// What freezing `leaf` has to do, as `look` finds the pages: it is told
     /// what lies below each. Those in `data`, ascending, come first, and are
     /// taken to differ from it without a look: `is_zero` is all that is asked.
+    ///
+    /// # Errors
+    /// If there is no memory for the plan.
     pub(crate) fn plan_freeze(
         &self,
         leaf: NodeId,
         data: &[PageIdx],
         is_zero: impl Fn(PageIdx) -> bool,
         mut look: impl FnMut(PageIdx, Seen) -> Content,
-    ) -> FreezePlan {
+    ) -> Result<FreezePlan, MemoryError> {
         let mut plan = FreezePlan::default();
         for page in data.iter().copied() {
             if self.is_private_in(leaf, page) {
                 match is_zero(page) {
                     true if self.below(leaf, page) == Seen::Nothing => {
-                        plan.same.push((page, Seen::Nothing));
+                        room::push(&mut plan.same, (page, Seen::Nothing))?;
                     }
-                    true => plan.zeroes.push(page),
-                    false => plan.copies.push(page),
+                    true => room::push(&mut plan.zeroes, page)?,
+                    false => room::push(&mut plan.copies, page)?,
                 }
             }
         }
         for page in without(self.private_pages(leaf), data) {
             let below = self.below(leaf, page);
             match look(page, below) {
-                Content::SameAsBelow => plan.same.push((page, below)),
-                Content::Zero => plan.zeroes.push(page),
-                Content::Data => plan.copies.push(page),
+                Content::SameAsBelow => room::push(&mut plan.same, (page, below))?,
+                Content::Zero => room::push(&mut plan.zeroes, page)?,
+                Content::Data => room::push(&mut plan.copies, page)?,
             }
         }
         plan.zeroes.sort_unstable();
         plan.same.sort_unstable_by_key(|(page, _)| *page);
-        plan
+        Ok(plan)
     }
 
     /// The list of `leaf` is what the plan says, its copies in the file pages
@@ -312,12 +330,21 @@ impl Tree {
 
     /// What each of `pages` of `leaf` shows when the leaf has nothing of its
     /// own: what a reset copies back.
-    pub(crate) fn plan_reset(&self, leaf: NodeId, dirty: &[Range<u64>]) -> Vec<(Range<u64>, Seen)> {
-        let mut plan = Vec::with_capacity(dirty.len());
+    ///
+    /// # Errors
+    /// If there is no memory for the plan.
+    pub(crate) fn plan_reset(
+        &self,
+        leaf: NodeId,
+        dirty: &[Range<u64>],
+    ) -> Result<Vec<(Range<u64>, Seen)>, MemoryError> {
+        let mut plan = Vec::new();
+        room::reserve(&mut plan, dirty.len())?;
         for pages in dirty {
-            self.each_below(leaf, pages.clone(), |pages, seen| plan.push((pages, seen)));
+            let note = |pages, seen| room::push(&mut plan, (pages, seen));
+            self.each_below(leaf, pages.clone(), note)?;
         }
-        plan
+        Ok(plan)
     }
 
     /// `leaf` has nothing of its own any more.

@@ -21,23 +21,29 @@ use std::ops::Range;
 
 use super::view::{Source, ViewRun};
 use super::{NodeId, Tree};
+use crate::error::MemoryError;
 use crate::frame::{FrameHome, home};
 use crate::layout::HUGE_PAGE;
 use crate::pages::ByPage;
+use crate::room;
 
 impl Tree {
     /// The extents that `layer` and its ancestors hold whole and in line, the
     /// layer's own first.
-    pub(crate) fn whole_extents(&self, layer: NodeId) -> Vec<Range<u64>> {
+    ///
+    /// # Errors
+    /// If there is no memory to list them.
+    pub(crate) fn whole_extents(&self, layer: NodeId) -> Result<Vec<Range<u64>>, MemoryError> {
         let mut found = Vec::new();
         for reach in self.chain(layer) {
             let node = self.node(reach.node);
             if node.list.page_count() >= HUGE_PAGE {
                 let runs = node.list.runs_in(0..node.nr_pages());
-                found.extend(runs.flat_map(|run| whole_extents(&run.into())));
+                let extents = runs.flat_map(|run| whole_extents(&run.into()));
+                room::append(&mut found, extents)?;
             }
         }
-        found
+        Ok(found)
     }
 }
 

@@ -49,6 +49,9 @@ pub(crate) use plan::{MapRun, WindowPlan};
 use view::KnownViews;
 pub(crate) use view::{Seen, ViewRun, each_page};
 
+use crate::error::MemoryError;
+use crate::room;
+
 /// All nodes of one tree.
 #[derive(Debug)]
 pub(crate) struct Tree {
@@ -59,15 +62,34 @@ pub(crate) struct Tree {
 
 impl Tree {
     /// A tree with its root, of `nr_pages`, as only leaf.
-    pub(crate) fn new(nr_pages: u64, reading: Reading) -> (Self, NodeId) {
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn new(nr_pages: u64, reading: Reading) -> Result<(Self, NodeId), MemoryError> {
         let mut tree = Self {
             nodes: Vec::new(),
             vacant: Vec::new(),
             views: KnownViews::default(),
         };
+        tree.reserve_node(None)?;
         let root = tree.insert(None, nr_pages, Role::Leaf);
         tree.node_mut(root).reading = reading;
-        (tree, root)
+        Ok((tree, root))
+    }
+
+    /// Makes sure that one more node can be added, below `parent`, and taken out
+    /// again.
+    ///
+    /// # Errors
+    /// If there is no memory for that.
+    pub(crate) fn reserve_node(&mut self, parent: Option<NodeId>) -> Result<(), MemoryError> {
+        room::reserve(&mut self.nodes, 1)?;
+        let vacant = self.nodes.len() + 1 - self.vacant.len();
+        room::reserve(&mut self.vacant, vacant)?;
+        match parent {
+            Some(parent) => room::reserve(&mut self.node_mut(parent).children, 1),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {
@@ -107,15 +129,15 @@ impl Tree {
 
     /// Every node, each after all of its children. Not recursive, because
     /// chains may be long.
-    fn children_first(&self) -> Vec<NodeId> {
+    fn children_first(&self) -> Result<Vec<NodeId>, MemoryError> {
         let roots = self.ids().filter(|id| self.node(*id).parent.is_none());
-        let mut order: Vec<NodeId> = roots.collect();
+        let mut order = room::collect(roots)?;
         let mut next = 0;
-        while let Some(id) = order.get(next) {
-            order.extend(&self.node(*id).children);
+        while let Some(id) = order.get(next).copied() {
+            room::append(&mut order, self.node(id).children.iter().copied())?;
             next += 1;
         }
         order.reverse();
-        order
+        Ok(order)
     }
 }

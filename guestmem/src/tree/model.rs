@@ -159,14 +159,14 @@ impl World {
             true => Reading::Unread,
             false => Reading::Exact,
         };
-        let (tree, root) = Tree::new(PAGES, reading);
+        let (tree, root) = Tree::new(PAGES, reading).expect("memory");
         let eager = Eager {
             nr_pages: PAGES,
             frames: BTreeMap::new(),
         };
         Self {
             tree,
-            numbers: FrameNumbers::new(PAGES, 1 << 20),
+            numbers: FrameNumbers::new(PAGES, 1 << 20).expect("memory"),
             file: BTreeMap::new(),
             private: BTreeMap::new(),
             root: root_in_file.then_some(root),
@@ -282,7 +282,7 @@ impl World {
         let pages = start..(start + 1 + len % 16).min(eager.nr_pages);
         eager.frames.retain(|page, _| !pages.contains(page));
         let mut freed = FrameSet::default();
-        for part in self.tree.plan_zero(leaf, pages.clone()) {
+        for part in self.tree.plan_zero(leaf, pages.clone()).expect("memory") {
             self.tree.zero(leaf, &part, &mut freed).expect("memory");
         }
         self.private
@@ -302,9 +302,9 @@ impl World {
         let nr_pages = pages.end - pages.start;
         let reach = self.tree.part_of(layer, pages.clone());
         let eager = eager.part(pages);
-        let view = self.tree.view_through(reach);
+        let view = self.tree.view_through(reach).expect("memory");
         for budget in [0, 2, 512] {
-            let plan = WindowPlan::new(&view, &(0..PAGES), budget);
+            let plan = WindowPlan::new(&view, &(0..PAGES), budget).expect("memory");
             self.check_window(&plan, budget, &eager);
         }
         let leaf = self.tree.add_spare(reach, nr_pages);
@@ -332,6 +332,7 @@ impl World {
                 _ => Content::Data,
             }
         });
+        let plan = plan.expect("memory");
         let stored = match plan.copies.len() as u64 {
             0 => 0..0,
             count => self.numbers.take(count).expect("numbers"),
@@ -362,7 +363,7 @@ impl World {
         };
         let dirty = [0..nr_pages / 2, nr_pages / 2..nr_pages];
         let mut next = 0;
-        for (pages, seen) in self.tree.plan_reset(leaf, &dirty) {
+        for (pages, seen) in self.tree.plan_reset(leaf, &dirty).expect("memory") {
             assert_eq!(pages.start, next, "runs without gaps");
             next = pages.end;
             for (page, seen) in each_page(pages, seen) {
@@ -429,7 +430,8 @@ impl World {
             self.drop_zeros(leaf);
         }
         let mut freed = FrameSet::default();
-        Viewers::count(&self.tree).reclaim(&mut self.tree, &mut freed);
+        let viewers = Viewers::count(&self.tree).expect("memory");
+        viewers.reclaim(&mut self.tree, &mut freed).expect("memory");
         self.free(freed);
     }
 
@@ -485,7 +487,7 @@ impl World {
     fn free(&mut self, frames: FrameSet) {
         for run in frames.into_runs() {
             self.file.retain(|page, _| !run.contains(page));
-            self.numbers.give_back(run);
+            self.numbers.give_back(run).expect("memory");
         }
     }
 
@@ -550,14 +552,14 @@ impl World {
         let frames = self.file.len() + self.private.len();
         assert_eq!(frames, seen_by.len(), "frames in use");
 
-        let counted = Viewers::count(&self.tree);
+        let counted = Viewers::count(&self.tree).expect("memory");
         let mut charged: BTreeMap<u64, u64> = BTreeMap::new();
         for (id, eager) in viewers {
             let mut wanted: BTreeMap<u64, u64> = BTreeMap::new();
             for frame in eager.frames.values() {
                 *wanted.entry(seen_by[&Rc::as_ptr(frame)]).or_default() += 1;
             }
-            let attribution = counted.attribution(&self.tree, id);
+            let attribution = counted.attribution(&self.tree, id).expect("memory");
             let found: BTreeMap<u64, u64> = attribution.by_viewers().collect();
             assert_eq!(found, wanted, "charges of {id:?}");
             found

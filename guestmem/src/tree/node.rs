@@ -10,6 +10,16 @@ use crate::layout::PageIdx;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct NodeId(pub(super) u32);
 
+impl NodeId {
+    /// Not after any other.
+    pub(crate) const FIRST: Self = Self(0);
+
+    /// Not before any that comes after this one.
+    pub(crate) fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 /// What a node is to the outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Role {

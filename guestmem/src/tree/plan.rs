@@ -8,7 +8,9 @@
 use std::ops::Range;
 
 use super::view::{Source, ViewRun};
+use crate::error::MemoryError;
 use crate::frame::{FrameHome, home};
+use crate::room;
 
 /// Gaps of at most this many pages are bridged even when mappings are not
 /// scarce. A bridged gap that is read commits a zero frame in the file, an
@@ -50,30 +52,43 @@ impl WindowPlan {
     /// only there, what lies between two visible runs may be mapped with them.
     ///
     /// [read zero for ever]: crate::frame::Arena::zero_for_ever
-    pub(crate) fn new(view: &[ViewRun], root: &Range<u64>, budget: usize) -> Self {
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn new(
+        view: &[ViewRun],
+        root: &Range<u64>,
+        budget: usize,
+    ) -> Result<Self, MemoryError> {
         let mut maps = Vec::new();
         for bridge in [BRIDGE_ALWAYS, u64::MAX] {
-            maps = bridged(view, root, bridge);
+            maps = bridged(view, root, bridge)?;
             if maps.len() <= budget {
-                return Self {
+                return Ok(Self {
                     maps,
                     copies: Vec::new(),
-                };
+                });
             }
         }
         // The longest keep their mappings; of those as long as the shortest of
         // them, as many as are left.
-        let mut by_length: Vec<u64> = maps.iter().map(MapRun::nr_pages).collect();
+        let mut by_length = room::collect(maps.iter().map(MapRun::nr_pages))?;
         by_length.sort_unstable_by(|a, b| b.cmp(a));
         by_length.truncate(budget);
         let shortest = by_length.last().copied().unwrap_or(u64::MAX);
         let mut left = by_length.iter().filter(|len| **len == shortest).count();
-        let (maps, copies) = maps.into_iter().partition(|run| {
+        let mut copies = Vec::new();
+        room::reserve(&mut copies, maps.len() - by_length.len())?;
+        maps.retain(|run| {
             let as_short = run.nr_pages() == shortest && left > 0;
             left -= usize::from(as_short);
-            as_short || run.nr_pages() > shortest
+            let keeps = as_short || run.nr_pages() > shortest;
+            if !keeps {
+                copies.push(run.clone());
+            }
+            keeps
         });
-        Self { maps, copies }
+        Ok(Self { maps, copies })
     }
 
     /// How many pages show root RAM, the file pages `root`, in its place.
@@ -83,7 +98,7 @@ impl WindowPlan {
     }
 }
 
-fn bridged(view: &[ViewRun], root: &Range<u64>, bridge: u64) -> Vec<MapRun> {
+fn bridged(view: &[ViewRun], root: &Range<u64>, bridge: u64) -> Result<Vec<MapRun>, MemoryError> {
     let mut maps: Vec<MapRun> = Vec::new();
     // Whether nothing but `Seen::Nothing` lies between the last map and here.
     let mut open = false;
@@ -105,13 +120,14 @@ fn bridged(view: &[ViewRun], root: &Range<u64>, bridge: u64) -> Vec<MapRun> {
                 continue;
             }
         }
-        maps.push(MapRun {
+        let run = MapRun {
             pages: run.pages.clone(),
             file_page,
-        });
+        };
+        room::push(&mut maps, run)?;
         open = true;
     }
-    maps
+    Ok(maps)
 }
 
 #[cfg(test)]
@@ -140,7 +156,7 @@ mod tests {
     #[test]
     fn small_holes_of_root_ram_are_bridged_and_long_ones_are_not() {
         let view = [frames(0..4, 0), frames(8..10, 8), frames(500..510, 500)];
-        let plan = WindowPlan::new(&view, &(0..1000), 512);
+        let plan = WindowPlan::new(&view, &(0..1000), 512).unwrap();
         assert_eq!(plan.maps, [map(0..10, 0), map(500..510, 500)]);
         assert_eq!(plan.copies, []);
     }
@@ -148,7 +164,7 @@ mod tests {
     #[test]
     fn a_marker_is_never_bridged_because_the_file_holds_old_data_there() {
         let view = [frames(0..4, 0), zero(4..5), frames(5..10, 5)];
-        let plan = WindowPlan::new(&view, &(0..1000), 1);
+        let plan = WindowPlan::new(&view, &(0..1000), 1).unwrap();
         assert_eq!(plan.maps, [map(5..10, 5)]);
         assert_eq!(plan.copies, [map(0..4, 0)]);
     }
@@ -156,7 +172,7 @@ mod tests {
     #[test]
     fn packed_frames_are_never_bridged_because_others_own_what_lies_between() {
         let view = [frames(0..1, 2000), frames(2..3, 2002)];
-        let plan = WindowPlan::new(&view, &(0..1000), 512);
+        let plan = WindowPlan::new(&view, &(0..1000), 512).unwrap();
         assert_eq!(plan.maps.len(), 2);
     }
 
@@ -170,7 +186,7 @@ mod tests {
                 )
             })
             .collect();
-        let plan = WindowPlan::new(&view, &(0..1000), 3);
+        let plan = WindowPlan::new(&view, &(0..1000), 3).unwrap();
         assert_eq!(
             plan.maps,
             [
@@ -186,7 +202,7 @@ mod tests {
     fn a_long_run_keeps_its_mapping_however_many_short_ones_come_before() {
         let short = (0..8u32).map(|i| frames(u64::from(i) * 2..u64::from(i) * 2 + 1, 2000 + 2 * i));
         let view: Vec<_> = short.chain([frames(100..200, 3000)]).collect();
-        let plan = WindowPlan::new(&view, &(0..1000), 4);
+        let plan = WindowPlan::new(&view, &(0..1000), 4).unwrap();
         assert_eq!(plan.maps.len(), 4);
         assert_eq!(plan.maps[3], map(100..200, 3000));
         assert_eq!(plan.copies.len(), 5);

@@ -220,7 +220,8 @@ impl Tree {
                 |offset, frame| {
                     freed.add(frame);
                     let page = PageIdx::containing(offset);
-                    if seen.contains(&page.0) {
+                    // Without room for it a marker stays that hides nothing.
+                    if seen.contains(&page.0) && covered.try_reserve(1).is_ok() {
                         covered.push(reach.shown_as(page.0..page.0 + 1).start);
                     }
                 },

@@ -1,15 +1,17 @@
 //! What a node sees: its own content over its ancestors'.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use pagelist::{FrameId, Run, RunKind, SlotRef};
 
 use super::{FreezePlan, NodeId, Reach, Tree};
+use crate::error::MemoryError;
 use crate::frame::{file_frame, is_private};
 use crate::layout::{PAGE_SIZE, PageIdx};
+use crate::ordered::Ordered;
 use crate::pages::ByPage;
+use crate::room;
 
 /// What a reader of one page gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,12 +116,15 @@ impl Tree {
     /// itself: runs without gaps, with what their first page shows; the frames
     /// of the others follow in a row. O(log R + runs) if the view of what lies
     /// below is known.
+    ///
+    /// # Errors
+    /// If there is no memory to find out, or `show` says so.
     pub(super) fn each_below(
         &self,
         id: NodeId,
         pages: Range<u64>,
-        mut show: impl FnMut(Range<u64>, Seen),
-    ) {
+        mut show: impl FnMut(Range<u64>, Seen) -> Result<(), MemoryError>,
+    ) -> Result<(), MemoryError> {
         let reach = self.node(id).parent();
         let all_of = |reach: &Reach| reach.is_all_of(self.node(reach.node).nr_pages());
         let known = reach
@@ -129,7 +134,7 @@ impl Tree {
         let runs = match known {
             Some(view) => &view[..],
             None => {
-                computed = self.runs_below(id, pages.clone());
+                computed = self.runs_below(id, pages.clone())?;
                 &computed
             }
         };
@@ -141,14 +146,15 @@ impl Tree {
         {
             let run = run.within(&pages);
             if at < run.pages.start {
-                show(at..run.pages.start, Seen::Nothing);
+                show(at..run.pages.start, Seen::Nothing)?;
             }
             at = run.pages.end;
-            show(run.pages, run.source.first());
+            show(run.pages, run.source.first())?;
         }
         if at < pages.end {
-            show(at..pages.end, Seen::Nothing);
+            show(at..pages.end, Seen::Nothing)?;
         }
+        Ok(())
     }
 
     fn resolve_from(&self, reach: Reach, page: PageIdx) -> Seen {
@@ -170,53 +176,61 @@ impl Tree {
 
     /// All that node `from` sees, as maximal runs, ascending. O(R log R) for R
     /// runs in the chain, up to the first layer whose view is known.
-    pub(crate) fn view(&self, from: NodeId) -> Vec<ViewRun> {
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub(crate) fn view(&self, from: NodeId) -> Result<Vec<ViewRun>, MemoryError> {
         let all = 0..self.node(from).nr_pages();
         self.runs_along(Reach::new(from, all.clone()), all)
     }
 
     /// What `leaf` will see once it is frozen as `found` says, with its copies in
     /// the file from `first_frame` on.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
     pub(crate) fn view_when_frozen(
         &self,
         leaf: NodeId,
         found: &FreezePlan,
         first_frame: u64,
-    ) -> Vec<ViewRun> {
+    ) -> Result<Vec<ViewRun>, MemoryError> {
         let mut cover = Cover::default();
         for (page, shown) in found.shown(first_frame..) {
             let pages = page.0..page.0 + 1;
-            match shown {
-                Seen::Frame(first) => cover.put_under(&ViewRun {
-                    pages,
-                    source: Source::Frames(first),
-                }),
-                Seen::Zero => cover.put_under(&ViewRun {
-                    pages,
-                    source: Source::Zero,
-                }),
-                Seen::Nothing => {}
-            }
+            let source = match shown {
+                Seen::Frame(first) => Source::Frames(first),
+                Seen::Zero => Source::Zero,
+                Seen::Nothing => continue,
+            };
+            cover.put_under(&ViewRun { pages, source })?;
         }
         let node = self.node(leaf);
         let all = 0..node.nr_pages();
         let own = node.list.runs_in(all.clone()).map(ViewRun::from);
         own.filter(|run| !run.is_private())
-            .for_each(|run| cover.put_under(&run));
-        self.runs_below(leaf, all)
+            .try_for_each(|run| cover.put_under(&run))?;
+        self.runs_below(leaf, all)?
             .iter()
-            .for_each(|run| cover.put_under(run));
+            .try_for_each(|run| cover.put_under(run))?;
         cover.into_runs()
     }
 
     /// What `pages` of `id` would show if it held nothing itself.
-    pub(super) fn runs_below(&self, id: NodeId, pages: Range<u64>) -> Vec<ViewRun> {
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(super) fn runs_below(
+        &self,
+        id: NodeId,
+        pages: Range<u64>,
+    ) -> Result<Vec<ViewRun>, MemoryError> {
         let parent = self.node(id).parent();
-        parent.map_or(Vec::new(), |reach| self.runs_along(reach, pages))
+        parent.map_or(Ok(Vec::new()), |reach| self.runs_along(reach, pages))
     }
 
     /// What a looker with this reach sees in those of its own pages.
-    fn runs_along(&self, reach: Reach, pages: Range<u64>) -> Vec<ViewRun> {
+    fn runs_along(&self, reach: Reach, pages: Range<u64>) -> Result<Vec<ViewRun>, MemoryError> {
         let mut cover = Cover::default();
         for reach in self.upwards(reach) {
             let seen = reach.seen();
@@ -230,50 +244,53 @@ impl Tree {
                 cover.put_under(&ViewRun {
                     pages: reach.shown_as(shown.pages),
                     source: shown.source,
-                });
+                })
             };
             if let Some(known) = self.views.get(reach.node) {
                 let first = known.partition_point(|run| run.pages.end <= within.start);
                 let there = known[first..].iter();
                 there
                     .take_while(|run| run.pages.start < within.end)
-                    .for_each(put);
+                    .try_for_each(put)?;
                 break;
             }
             let node = self.node(reach.node);
             for run in node.list.runs_in(within.clone()) {
-                put(&run.into());
+                put(&run.into())?;
             }
             if node.is_unread_layer() {
                 put(&ViewRun {
                     pages: 0..node.nr_pages(),
                     source: Source::Frames(file_frame(0)),
-                });
+                })?;
             }
         }
         cover.into_runs()
     }
 
     /// What a clone with this reach starts out seeing.
-    pub(crate) fn view_through(&mut self, reach: Reach) -> Arc<[ViewRun]> {
-        let view = self.layer_view(reach.node);
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn view_through(&mut self, reach: Reach) -> Result<Arc<Vec<ViewRun>>, MemoryError> {
+        let view = self.layer_view(reach.node)?;
         if reach.is_all_of(self.node(reach.node).nr_pages()) {
-            return view;
+            return Ok(view);
         }
         let nr_pages = reach.nr_pages();
-        self.runs_along(reach, 0..nr_pages).into()
+        Ok(Arc::new(self.runs_along(reach, 0..nr_pages)?))
     }
 
     /// What `layer` sees, remembered for the next fork of it or of what will be
     /// frozen upon it: without that, forks would cost more with every
     /// generation.
-    fn layer_view(&mut self, layer: NodeId) -> Arc<[ViewRun]> {
+    fn layer_view(&mut self, layer: NodeId) -> Result<Arc<Vec<ViewRun>>, MemoryError> {
         if let Some(known) = self.views.get(layer) {
-            return Arc::clone(known);
+            return Ok(Arc::clone(known));
         }
-        let view: Arc<[ViewRun]> = self.view(layer).into();
+        let view = Arc::new(self.view(layer)?);
         self.views.remember(layer, Arc::clone(&view));
-        view
+        Ok(view)
     }
 }
 
@@ -311,20 +328,23 @@ const KEEP_VIEWS: usize = 8;
 /// with them; the views of those below show the same frames as before.
 #[derive(Debug, Default)]
 pub(crate) struct KnownViews {
-    of: Vec<(NodeId, Arc<[ViewRun]>)>,
+    of: Vec<(NodeId, Arc<Vec<ViewRun>>)>,
 }
 
 impl KnownViews {
-    fn get(&self, layer: NodeId) -> Option<&Arc<[ViewRun]>> {
+    fn get(&self, layer: NodeId) -> Option<&Arc<Vec<ViewRun>>> {
         let known = self.of.iter().find(|(id, _)| *id == layer);
         known.map(|(_, view)| view)
     }
 
-    fn remember(&mut self, layer: NodeId, view: Arc<[ViewRun]>) {
+    /// Without memory for it the view is found anew the next time.
+    fn remember(&mut self, layer: NodeId, view: Arc<Vec<ViewRun>>) {
         if self.of.len() == KEEP_VIEWS {
             self.of.remove(0);
         }
-        self.of.push((layer, view));
+        if self.of.try_reserve(1).is_ok() {
+            self.of.push((layer, view));
+        }
     }
 
     /// The layer is gone, and its number may be another's.
@@ -341,35 +361,31 @@ impl KnownViews {
 /// Disjoint runs; what is put in later lies under what is there.
 #[derive(Default)]
 struct Cover {
-    runs: BTreeMap<u64, ViewRun>,
+    runs: Ordered<u64, ViewRun>,
 }
 
 impl Cover {
-    fn put_under(&mut self, run: &ViewRun) {
+    fn put_under(&mut self, run: &ViewRun) -> Result<(), MemoryError> {
         let mut at = run.pages.start;
-        if let Some((_, before)) = self.runs.range(..=at).next_back() {
+        if let Some((_, before)) = self.runs.at_or_before(&at) {
             at = at.max(before.pages.end);
         }
-        if at >= run.pages.end {
-            return;
-        }
-        let mut pieces = Vec::new();
-        for covered in self.runs.range(at..run.pages.end).map(|(_, run)| run) {
-            if at < covered.pages.start {
-                pieces.push(run.part(at..covered.pages.start));
+        while at < run.pages.end {
+            let covered = self.runs.at_or_after(&at).next();
+            let covered = covered.map(|(_, run)| run.pages.clone());
+            let covered = covered.filter(|covered| covered.start < run.pages.end);
+            let end = covered.as_ref().map_or(run.pages.end, |next| next.start);
+            if at < end {
+                self.runs.insert(at, run.part(at..end))?;
             }
-            at = covered.pages.end;
+            at = covered.map_or(end, |covered| covered.end);
         }
-        if at < run.pages.end {
-            pieces.push(run.part(at..run.pages.end));
-        }
-        for piece in pieces {
-            self.runs.insert(piece.pages.start, piece);
-        }
+        Ok(())
     }
 
-    fn into_runs(self) -> Vec<ViewRun> {
-        let mut runs: Vec<ViewRun> = Vec::with_capacity(self.runs.len());
+    fn into_runs(self) -> Result<Vec<ViewRun>, MemoryError> {
+        let mut runs: Vec<ViewRun> = Vec::new();
+        room::reserve(&mut runs, self.runs.len())?;
         for run in self.runs.into_values() {
             match runs.last_mut() {
                 Some(last) if last.pages.end == run.pages.start && continues(last, &run) => {
@@ -378,7 +394,7 @@ impl Cover {
                 _ => runs.push(run),
             }
         }
-        runs
+        Ok(runs)
     }
 }
 

@@ -89,7 +89,7 @@ impl Family {
     /// Whether `layer` may be forked, which may take copies.
     pub(crate) fn may_fork(&self, layer: &Layer) -> Result<(), VmError> {
         match self.ledger.limits().hard_bytes() {
-            Some(_) => self.may_commit(layer.fork_commits_bytes()),
+            Some(_) => self.may_commit(layer.fork_commits_bytes()?),
             None => Ok(()),
         }
     }
