@@ -18,6 +18,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::error::MemoryError;
 use crate::frame::{Arena, FrameSet};
+use crate::holds::{HeldFor, HoldId, Holds};
 use crate::settle::{read_back_layers, reconcile, settle_leaf};
 use crate::state::{Gone, State};
 use crate::stats::TreeStats;
@@ -46,6 +47,7 @@ impl CloneTree {
             tree,
             arena,
             leaves: BTreeMap::new(),
+            holds: Holds::default(),
             gone: Vec::new(),
             zeros_dropped: 0,
             shows_root: reading == Reading::Unread,
@@ -154,6 +156,11 @@ impl State {
         Ok(())
     }
 
+    /// A claim on `layer` is given up.
+    pub(crate) fn lets_go(&mut self, layer: NodeId) {
+        self.has_gone(Gone::Snapshot(layer));
+    }
+
     /// Notes that somebody has gone, and takes it out now if that can be.
     fn has_gone(&mut self, gone: Gone) {
         self.gone.push(gone);
@@ -178,26 +185,34 @@ impl Drop for LeafClaim {
     }
 }
 
-/// A claim on a layer: a snapshot holds one.
+/// A claim on a layer: a snapshot holds one, and so does every spare.
 #[derive(Debug)]
 pub(crate) struct LayerClaim {
     pub(crate) tree: Arc<CloneTree>,
-    pub(crate) layer: NodeId,
+    pub(crate) hold: HoldId,
 }
 
 impl LayerClaim {
     /// Takes hold of `layer`; `state` is the tree's, locked.
-    pub(crate) fn new(tree: &Arc<CloneTree>, state: &mut State, layer: NodeId) -> Self {
+    pub(crate) fn new(
+        tree: &Arc<CloneTree>,
+        state: &mut State,
+        layer: NodeId,
+        held_for: HeldFor,
+    ) -> Self {
         state.tree.retain(layer);
         Self {
             tree: Arc::clone(tree),
-            layer,
+            hold: state.holds.add(layer, held_for),
         }
     }
 }
 
 impl Drop for LayerClaim {
     fn drop(&mut self) {
-        self.tree.lock().has_gone(Gone::Snapshot(self.layer));
+        let mut state = self.tree.lock();
+        if let Some(layer) = state.holds.remove(self.hold) {
+            state.lets_go(layer);
+        }
     }
 }

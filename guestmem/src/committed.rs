@@ -80,7 +80,8 @@ impl Layer {
     /// window needs because the layer is in too many pieces to be mapped.
     pub fn fork_commits_bytes(&self) -> u64 {
         let mut state = self.tree().lock();
-        let all = state.tree.part_of(self.node(), 0..self.layout().nr_pages());
+        let layer = self.node(&state);
+        let all = state.tree.part_of(layer, 0..self.layout().nr_pages());
         let plan = state.plan_window(all);
         let copied = plan.copies.iter().map(|run| run.nr_pages());
         copied.sum::<u64>() * PAGE_SIZE

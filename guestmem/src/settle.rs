@@ -118,10 +118,11 @@ pub(crate) fn read_back_layers(state: &mut State, wanted: Reading) -> Result<(),
     Ok(())
 }
 
-/// Gives back pages of root RAM that the kernel committed although nobody
-/// holds them: holes that a fork has read.
+/// Gives back pages of root RAM and of images that the kernel committed although
+/// nobody holds them: holes that a fork has read.
 pub(crate) fn reconcile(state: &mut State) -> Result<(), MemoryError> {
     state.arena.retry_refused();
+    state.arena.retire_images();
     let root_is_live = state
         .leaves
         .values()
@@ -137,7 +138,7 @@ pub(crate) fn reconcile(state: &mut State) -> Result<(), MemoryError> {
     }
     let held = held.into_runs();
     let mut stray = FrameSet::default();
-    for data in state.arena.root_data()? {
+    for data in state.arena.bridged_data()? {
         let mut at = data.start;
         let first = held.partition_point(|run| run.end <= data.start);
         for run in held[first..].iter().take_while(|run| run.start < data.end) {

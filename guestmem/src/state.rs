@@ -9,6 +9,7 @@ use pagelist::PageList;
 use crate::copies::Copies;
 use crate::error::MemoryError;
 use crate::frame::Arena;
+use crate::holds::Holds;
 use crate::layout::PageIdx;
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{NodeId, Reach, Tree, ViewRun, WindowPlan};
@@ -24,6 +25,8 @@ pub(crate) struct State {
     pub(crate) arena: Arena,
     /// One for every leaf whose window is mapped.
     pub(crate) leaves: BTreeMap<NodeId, Leaf>,
+    /// Which layer each snapshot and each spare holds.
+    pub(crate) holds: Holds,
     /// Who has gone and is still in the tree, because lists could not be read
     /// back at that moment.
     pub(crate) gone: Vec<Gone>,
@@ -94,18 +97,25 @@ impl Leaf {
 
 impl State {
     /// How a window over what `reach` says is made.
-    pub(crate) fn plan_window(&mut self, reach: Reach) -> WindowPlan {
-        let nr_pages = reach.nr_pages();
-        let view = self.tree.view_through(reach);
-        self.plan_to_show(&view, nr_pages)
+    pub(crate) fn plan_window(&mut self, reach: Reach) -> Arc<WindowPlan> {
+        let bridges = self.arena.bridges();
+        let plan = |view: &[ViewRun]| WindowPlan::new(view, &bridges, MAP_BUDGET);
+        let plan = self.tree.known_plan(reach, plan);
+        self.expect_like(&plan, reach.nr_pages());
+        plan
     }
 
     /// How a window of `nr_pages` over `view` is made.
     pub(crate) fn plan_to_show(&mut self, view: &[ViewRun], nr_pages: u64) -> WindowPlan {
-        let root = self.arena.root();
-        let plan = WindowPlan::new(view, &self.arena.zero_for_ever(), MAP_BUDGET);
-        self.shows_root = plan.pages_in_place(&root) >= nr_pages / 2;
+        let plan = WindowPlan::new(view, &self.arena.bridges(), MAP_BUDGET);
+        self.expect_like(&plan, nr_pages);
         plan
+    }
+
+    /// The next window will most likely be made as this one, of `nr_pages`.
+    fn expect_like(&mut self, plan: &WindowPlan, nr_pages: u64) {
+        let root = self.arena.root();
+        self.shows_root = plan.pages_in_place(&root) >= nr_pages / 2;
     }
 
     /// Notes that so many pages of `leaf` were zero and are not kept.

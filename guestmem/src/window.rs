@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use crate::blank_window::BlankWindow;
 use crate::error::MemoryError;
-use crate::frame::Arena;
+use crate::frame::{Arena, ImagePin};
 use crate::layout::{PageIdx, RamLayout, RamRegion};
 use crate::sys::mapping::{Mapping, Sharing};
 use crate::sys::page::WritablePage;
@@ -43,6 +43,8 @@ pub(crate) struct Window {
     /// The runs mapped from the file, ascending. A page outside of them has
     /// anonymous memory beneath.
     maps: Vec<MapRun>,
+    /// It may be mapped across holes of these.
+    _images: Vec<ImagePin>,
 }
 
 impl Window {
@@ -74,6 +76,7 @@ impl Window {
             mapping: Arc::clone(blank.mapping()),
             writes,
             maps: vec![run],
+            _images: Vec::new(),
         })
     }
 
@@ -83,6 +86,7 @@ impl Window {
             mapping: Arc::clone(blank.mapping()),
             writes: Writes::Private,
             maps: Vec::new(),
+            _images: Vec::new(),
         }
     }
 
@@ -100,6 +104,9 @@ impl Window {
             map_run(&window.mapping, arena, run, Sharing::Private)?;
         }
         window.maps.clone_from(&plan.maps);
+        let runs = plan.maps.iter();
+        let pins = runs.flat_map(|run| arena.pins(run.file_pages()));
+        window._images = pins.collect();
         Ok(window)
     }
 

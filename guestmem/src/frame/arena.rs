@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::{FIRST_PRIVATE, FrameNumbers, FrameSet, Stock};
+use super::{Bridges, Draft, FIRST_PRIVATE, FrameNumbers, FrameSet, ImagePin, Stock};
 use crate::error::MemoryError;
 use crate::layout::PAGE_SIZE;
 use crate::sys::mapping::{HugePages, Mapping, Sharing, View};
@@ -71,14 +71,19 @@ impl Arena {
         Ok(())
     }
 
-    /// The file pages that read zero for ever once nobody holds them, because
-    /// they are never handed out again. Windows may be mapped across those.
-    pub(crate) fn zero_for_ever(&self) -> Range<u64> {
-        match self.refused.as_slice() {
+    /// What windows may be mapped across: holes of root RAM, which are never
+    /// handed out again, and of images, as long as they are [pinned](Self::pins).
+    pub(crate) fn bridges(&self) -> Bridges<'_> {
+        self.numbers.bridges(match self.refused.as_slice() {
             [] => self.root(),
             // Some may still hold what somebody had there.
             _ => 0..0,
-        }
+        })
+    }
+
+    /// Keeps holes of images among these file pages as they are.
+    pub(crate) fn pins(&self, pages: Range<u64>) -> impl Iterator<Item = ImagePin> + '_ {
+        self.numbers.pins(pages)
     }
 
     /// The file pages of root RAM.
@@ -151,8 +156,58 @@ impl Arena {
         Ok(first.chain(rest))
     }
 
+    /// Begins an image of the RAM pages `pages`. Costs no frames yet.
+    pub(crate) fn draft(&mut self, pages: Range<u64>) -> Result<Draft, MemoryError> {
+        self.retire_images();
+        let wanted = pages.end - pages.start;
+        let numbers = self.numbers.take_image(&pages);
+        let numbers = numbers.ok_or(MemoryError::OutOfFrames { wanted })?;
+        Ok(Draft::new(pages, numbers.start))
+    }
+
+    /// Copies the file pages `sources` to where the RAM pages from `page` on lie
+    /// in `draft`. After an error it can only be [discarded](Self::discard).
+    pub(crate) fn fill(
+        &mut self,
+        draft: &mut Draft,
+        page: u64,
+        sources: &[u64],
+    ) -> Result<(), MemoryError> {
+        let pages: Vec<_> = sources.iter().map(|source| self.page(*source)).collect();
+        let count = pages.len() as u64;
+        let written = self.file.write_pages(draft.file_page(page), &pages);
+        written.map_err(|source| MemoryError::os("copy pages into an image", count, source))?;
+        draft.filled += count;
+        self.in_stock += count;
+        Ok(())
+    }
+
+    /// The frames of `draft`, which are `held`, belong to a list now.
+    pub(crate) fn keep(&mut self, draft: &Draft, held: impl Iterator<Item = Range<u64>>) {
+        self.in_stock -= draft.filled;
+        self.numbers.add_image(draft.numbers(), held);
+    }
+
+    /// Gives back all of `draft`.
+    pub(crate) fn discard(&mut self, draft: &Draft) {
+        self.in_stock -= draft.filled;
+        self.free_run(draft.numbers());
+    }
+
+    /// Gives back the numbers of images that nobody needs, and frames that were
+    /// committed there by reading holes.
+    pub(crate) fn retire_images(&mut self) {
+        for image in self.numbers.take_idle_images() {
+            self.free_run(image);
+        }
+    }
+
     fn take(&mut self, count: u64) -> Result<Range<u64>, MemoryError> {
-        let pages = self.numbers.take(count);
+        let mut pages = self.numbers.take(count);
+        if pages.is_none() {
+            self.retire_images();
+            pages = self.numbers.take(count);
+        }
         pages.ok_or(MemoryError::OutOfFrames { wanted: count })
     }
 
@@ -175,7 +230,17 @@ impl Arena {
 
     /// Gives frames back to the host. Nothing may be able to see them.
     pub(crate) fn free(&mut self, frames: FrameSet) {
-        for run in frames.into_runs() {
+        let mut runs = frames.into_runs();
+        // Pages of an image far apart go in one call: nobody has what lies between.
+        let bridges = self.numbers.bridges(0..0);
+        runs.dedup_by(|next, run| {
+            let joined = bridges.are_holes(&(run.end..next.start));
+            if joined {
+                run.end = next.end;
+            }
+            joined
+        });
+        for run in runs {
             self.free_run(run);
         }
     }
@@ -209,9 +274,21 @@ impl Arena {
 
     /// The committed stretches of root RAM.
     pub(crate) fn root_data(&self) -> Result<Vec<Range<u64>>, MemoryError> {
-        let root = self.root();
-        let seek = |source: io::Error| MemoryError::os("find committed pages", root.end, source);
-        self.file.data(root.clone()).map_err(seek)
+        self.data(self.root())
+    }
+
+    /// The committed stretches of all that windows may be mapped across.
+    pub(crate) fn bridged_data(&self) -> Result<Vec<Range<u64>>, MemoryError> {
+        let mut found = self.root_data()?;
+        for image in self.numbers.images() {
+            found.extend(self.data(image)?);
+        }
+        Ok(found)
+    }
+
+    fn data(&self, pages: Range<u64>) -> Result<Vec<Range<u64>>, MemoryError> {
+        let seek = |source: io::Error| MemoryError::os("find committed pages", pages.end, source);
+        self.file.data(pages.clone()).map_err(seek)
     }
 
     /// Whether every one of these pages is committed.

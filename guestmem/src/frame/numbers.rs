@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use pagelist::FrameId;
 
-use crate::layout::PageIdx;
+use super::images::{Bridges, ImagePin, Images};
+use crate::layout::{HUGE_PAGE, PageIdx};
 
 /// Frame numbers from here on name pages of a leaf's own window.
 pub(crate) const FIRST_PRIVATE: u32 = 1 << 29;
@@ -59,7 +60,10 @@ pub(crate) fn private_frame(page: PageIdx) -> FrameId {
 #[derive(Debug)]
 pub(crate) struct FrameNumbers {
     root_pages: u64,
+    /// Numbers that images may take together.
+    most_in_images: u64,
     free: BTreeMap<u64, u64>, // start → end
+    images: Images,
 }
 
 impl FrameNumbers {
@@ -70,7 +74,60 @@ impl FrameNumbers {
         debug_assert!(root_pages <= end && end <= u64::from(FIRST_PRIVATE));
         Self {
             root_pages,
+            // They are mostly holes, and freezing needs numbers too.
+            most_in_images: (end - root_pages) / 4,
             free: BTreeMap::from([(root_pages, end)]),
+            images: Images::default(),
+        }
+    }
+
+    /// Takes numbers for an image of `pages`, which will lie within 2 MiB in
+    /// the file as they do in RAM, so that huge pages fit.
+    pub(crate) fn take_image(&mut self, pages: &Range<u64>) -> Option<Range<u64>> {
+        let count = pages.end - pages.start;
+        let in_images: u64 = self.images.ranges().map(|of| of.end - of.start).sum();
+        if in_images + count > self.most_in_images {
+            return None;
+        }
+        let in_line = |start: u64| start + (pages.start.wrapping_sub(start)) % HUGE_PAGE;
+        let fits = |(start, end): (&u64, &u64)| in_line(*start) + count <= *end;
+        let (start, _) = self.free.iter().find(|stretch| fits(*stretch))?;
+        let first = in_line(*start);
+        self.take_within(first..first + count);
+        Some(first..first + count)
+    }
+
+    /// `numbers` are an image from now on, of which `held` are taken; the
+    /// others read zero.
+    pub(crate) fn add_image(
+        &mut self,
+        numbers: Range<u64>,
+        held: impl Iterator<Item = Range<u64>>,
+    ) {
+        self.images.add(numbers, held);
+    }
+
+    /// Pins of the images that `numbers` reach into.
+    pub(crate) fn pins(&self, numbers: Range<u64>) -> impl Iterator<Item = ImagePin> + '_ {
+        self.images.pins(numbers)
+    }
+
+    /// The images, ascending.
+    pub(crate) fn images(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.images.ranges()
+    }
+
+    /// Images that nobody needs any more are none from now on; their numbers are to be
+    /// given back.
+    pub(crate) fn take_idle_images(&mut self) -> Vec<Range<u64>> {
+        self.images.take_idle()
+    }
+
+    /// What may be mapped across, if holes of `root` may be.
+    pub(crate) fn bridges(&self, root: Range<u64>) -> Bridges<'_> {
+        Bridges {
+            root,
+            images: &self.images,
         }
     }
 
@@ -116,8 +173,15 @@ impl FrameNumbers {
         taken
     }
 
-    /// Gives numbers back. Those of root RAM stay reserved.
+    /// Gives numbers back. Those of root RAM stay reserved, and those of images
+    /// as long as there is the image.
     pub(crate) fn give_back(&mut self, numbers: Range<u64>) {
+        for others in self.images.let_go(numbers) {
+            self.free_run(others);
+        }
+    }
+
+    fn free_run(&mut self, numbers: Range<u64>) {
         let start = numbers.start.max(self.root_pages);
         if start >= numbers.end {
             return;
@@ -220,6 +284,23 @@ mod tests {
         assert_eq!(numbers.take_within(50..60), [50..60], "out of one stretch");
         assert_eq!(numbers.take(41), None);
         assert_eq!(numbers.take(40), Some(10..50));
+    }
+
+    #[test]
+    fn an_image_is_in_line_and_its_numbers_come_back_with_it() {
+        let mut numbers = FrameNumbers::new(10, 10_010);
+        let image = numbers.take_image(&(700..900)).unwrap();
+        assert_eq!(image, 188..388);
+        numbers.add_image(image, [190..200, 387..388].into_iter());
+        assert_eq!(numbers.take_image(&(0..2301)), None, "a quarter at most");
+        assert_eq!(numbers.take(200), Some(388..588));
+        numbers.give_back(195..588);
+        assert_eq!(numbers.take(201), Some(388..589));
+        numbers.give_back(190..195);
+        let idle = numbers.take_idle_images();
+        assert_eq!(idle, [188..388]);
+        idle.into_iter().for_each(|image| numbers.give_back(image));
+        assert_eq!(numbers.take(378), Some(10..388));
     }
 
     #[test]

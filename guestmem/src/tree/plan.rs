@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::view::{Source, ViewRun};
-use crate::frame::{FrameHome, home};
+use crate::frame::{Bridges, FrameHome, home};
 
 /// Gaps of at most this many pages are bridged even when mappings are not
 /// scarce. A bridged gap that is read commits a zero frame in the file, an
@@ -25,6 +25,10 @@ pub(crate) struct MapRun {
 impl MapRun {
     pub(crate) fn nr_pages(&self) -> u64 {
         self.pages.end - self.pages.start
+    }
+
+    pub(crate) fn file_pages(&self) -> Range<u64> {
+        self.file_page..self.file_page + self.nr_pages()
     }
 
     /// Whether its pages lie in the file as root RAM, the file pages `root`,
@@ -45,21 +49,20 @@ pub(crate) struct WindowPlan {
 }
 
 impl WindowPlan {
-    /// The plan for `view`, with at most `budget` mappings. `root` are the
-    /// file pages that [read zero for ever] once nobody holds them: there, and
-    /// only there, what lies between two visible runs may be mapped with them.
-    ///
-    /// [read zero for ever]: crate::frame::Arena::zero_for_ever
-    pub(crate) fn new(view: &[ViewRun], root: &Range<u64>, budget: usize) -> Self {
-        let mut maps = Vec::new();
-        for bridge in [BRIDGE_ALWAYS, u64::MAX] {
-            maps = bridged(view, root, bridge);
-            if maps.len() <= budget {
-                return Self {
-                    maps,
-                    copies: Vec::new(),
-                };
-            }
+    /// The plan for `view`, with at most `budget` mappings. What lies between two
+    /// visible runs may be mapped with them where [`Bridges`] says so, and only
+    /// there.
+    pub(crate) fn new(view: &[ViewRun], bridges: &Bridges<'_>, budget: usize) -> Self {
+        Self::of(runs_to_map(view, bridges, budget), budget)
+    }
+
+    /// The same for a view that shows these runs.
+    pub(super) fn of(maps: Vec<MapRun>, budget: usize) -> Self {
+        if maps.len() <= budget {
+            return Self {
+                maps,
+                copies: Vec::new(),
+            };
         }
         // The longest keep their mappings; of those as long as the shortest of
         // them, as many as are left.
@@ -83,7 +86,17 @@ impl WindowPlan {
     }
 }
 
-fn bridged(view: &[ViewRun], root: &Range<u64>, bridge: u64) -> Vec<MapRun> {
+/// The runs that a window over `view` shows, bridged as far as `budget` asks
+/// for; there may be more of them.
+pub(super) fn runs_to_map(view: &[ViewRun], bridges: &Bridges<'_>, budget: usize) -> Vec<MapRun> {
+    let maps = bridged(view, bridges, BRIDGE_ALWAYS);
+    if maps.len() <= budget {
+        return maps;
+    }
+    bridged(view, bridges, u64::MAX)
+}
+
+fn bridged(view: &[ViewRun], bridges: &Bridges<'_>, bridge: u64) -> Vec<MapRun> {
     let mut maps: Vec<MapRun> = Vec::new();
     // Whether nothing but `Seen::Nothing` lies between the last map and here.
     let mut open = false;
@@ -95,12 +108,15 @@ fn bridged(view: &[ViewRun], root: &Range<u64>, bridge: u64) -> Vec<MapRun> {
         let FrameHome::File(file_page) = home(first) else {
             unreachable!("a layer holds no private pages");
         };
-        if open && let Some(last) = maps.last_mut() {
+        if let Some(last) = maps.last_mut() {
             let gap = run.pages.start - last.pages.end;
-            let in_root = root.contains(&last.file_page) && root.contains(&file_page);
             let in_line = run.pages.start.wrapping_sub(file_page)
                 == last.pages.start.wrapping_sub(last.file_page);
-            if in_root && in_line && gap <= bridge {
+            let in_root =
+                || open && gap <= bridge && bridges.join_in_root(last.file_page, file_page);
+            // Also beneath a marker, because nothing was ever stored there.
+            let in_image = || bridges.are_holes(&(last.file_pages().end..file_page));
+            if in_line && (in_root() || in_image()) {
                 last.pages.end = run.pages.end;
                 continue;
             }
@@ -117,6 +133,7 @@ fn bridged(view: &[ViewRun], root: &Range<u64>, bridge: u64) -> Vec<MapRun> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Images;
     use pagelist::FrameId;
 
     fn frames(pages: Range<u64>, first: u32) -> ViewRun {
@@ -137,31 +154,58 @@ mod tests {
         MapRun { pages, file_page }
     }
 
+    /// Root RAM of 1000 pages.
+    fn bridges(images: &Images) -> Bridges<'_> {
+        Bridges {
+            root: 0..1000,
+            images,
+        }
+    }
+
+    #[test]
+    fn holes_of_an_image_are_bridged_however_long_and_beneath_markers_too() {
+        let mut images = Images::default();
+        images.add(2000..3000, [2000..2001, 2500..2501, 2502..2504].into_iter());
+        let view = [
+            frames(10..11, 2000),
+            zero(300..301),
+            frames(510..511, 2500),
+            frames(513..514, 2503),
+        ];
+        let plan = WindowPlan::new(&view, &bridges(&images), 512);
+        // Behind page 512 the image has something that is not seen here.
+        assert_eq!(plan.maps, [map(10..511, 2000), map(513..514, 2503)]);
+    }
+
     #[test]
     fn small_holes_of_root_ram_are_bridged_and_long_ones_are_not() {
+        let images = Images::default();
         let view = [frames(0..4, 0), frames(8..10, 8), frames(500..510, 500)];
-        let plan = WindowPlan::new(&view, &(0..1000), 512);
+        let plan = WindowPlan::new(&view, &bridges(&images), 512);
         assert_eq!(plan.maps, [map(0..10, 0), map(500..510, 500)]);
         assert_eq!(plan.copies, []);
     }
 
     #[test]
     fn a_marker_is_never_bridged_because_the_file_holds_old_data_there() {
+        let images = Images::default();
         let view = [frames(0..4, 0), zero(4..5), frames(5..10, 5)];
-        let plan = WindowPlan::new(&view, &(0..1000), 1);
+        let plan = WindowPlan::new(&view, &bridges(&images), 1);
         assert_eq!(plan.maps, [map(5..10, 5)]);
         assert_eq!(plan.copies, [map(0..4, 0)]);
     }
 
     #[test]
     fn packed_frames_are_never_bridged_because_others_own_what_lies_between() {
+        let images = Images::default();
         let view = [frames(0..1, 2000), frames(2..3, 2002)];
-        let plan = WindowPlan::new(&view, &(0..1000), 512);
+        let plan = WindowPlan::new(&view, &bridges(&images), 512);
         assert_eq!(plan.maps.len(), 2);
     }
 
     #[test]
     fn beyond_the_budget_the_shortest_runs_are_copied() {
+        let images = Images::default();
         let view: Vec<_> = (0..8u32)
             .map(|i| {
                 frames(
@@ -170,7 +214,7 @@ mod tests {
                 )
             })
             .collect();
-        let plan = WindowPlan::new(&view, &(0..1000), 3);
+        let plan = WindowPlan::new(&view, &bridges(&images), 3);
         assert_eq!(
             plan.maps,
             [
@@ -184,9 +228,10 @@ mod tests {
 
     #[test]
     fn a_long_run_keeps_its_mapping_however_many_short_ones_come_before() {
+        let images = Images::default();
         let short = (0..8u32).map(|i| frames(u64::from(i) * 2..u64::from(i) * 2 + 1, 2000 + 2 * i));
         let view: Vec<_> = short.chain([frames(100..200, 3000)]).collect();
-        let plan = WindowPlan::new(&view, &(0..1000), 4);
+        let plan = WindowPlan::new(&view, &bridges(&images), 4);
         assert_eq!(plan.maps.len(), 4);
         assert_eq!(plan.maps[3], map(100..200, 3000));
         assert_eq!(plan.copies.len(), 5);

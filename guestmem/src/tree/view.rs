@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pagelist::{FrameId, Run, RunKind, SlotRef};
 
-use super::{FreezePlan, NodeId, Reach, Tree};
+use super::{FreezePlan, NodeId, Reach, Tree, WindowPlan};
 use crate::frame::{file_frame, is_private};
 use crate::layout::{PAGE_SIZE, PageIdx};
 use crate::pages::ByPage;
@@ -59,7 +59,7 @@ impl ViewRun {
     }
 
     /// The part of the run that lies within `pages`, which overlap it.
-    fn within(&self, pages: &Range<u64>) -> Self {
+    pub(crate) fn within(&self, pages: &Range<u64>) -> Self {
         self.part(self.pages.start.max(pages.start)..self.pages.end.min(pages.end))
     }
 
@@ -213,10 +213,34 @@ impl Tree {
         self.runs_along(reach, 0..nr_pages).into()
     }
 
+    /// Changes whenever a view that was right may have become wrong: of a layer
+    /// that somebody holds, because frames of zeros went out of it.
+    pub(crate) fn view_changes(&self) -> u64 {
+        self.views.changes
+    }
+
+    /// How a window over what `reach` says is made, by `plan` if that is not
+    /// known. It is right as long as the view is: what was a hole stays one.
+    pub(crate) fn known_plan(
+        &mut self,
+        reach: Reach,
+        plan: impl FnOnce(&[ViewRun]) -> WindowPlan,
+    ) -> Arc<WindowPlan> {
+        let view = self.view_through(reach);
+        if !reach.is_all_of(self.node(reach.node).nr_pages()) {
+            return Arc::new(plan(&view));
+        }
+        let mut known = self.views.of.iter_mut();
+        let known = known.find(|known| known.layer == reach.node);
+        let known = known.expect("its view has been looked up");
+        let plan = known.plan.get_or_insert_with(|| Arc::new(plan(&view)));
+        Arc::clone(plan)
+    }
+
     /// What `layer` sees, remembered for the next fork of it or of what will be
     /// frozen upon it: without that, forks would cost more with every
     /// generation.
-    fn layer_view(&mut self, layer: NodeId) -> Arc<[ViewRun]> {
+    pub(crate) fn layer_view(&mut self, layer: NodeId) -> Arc<[ViewRun]> {
         if let Some(known) = self.views.get(layer) {
             return Arc::clone(known);
         }
@@ -227,7 +251,7 @@ impl Tree {
 }
 
 /// What `page` shows in `view`.
-fn seen_in(view: &[ViewRun], page: PageIdx) -> Seen {
+pub(super) fn seen_in(view: &[ViewRun], page: PageIdx) -> Seen {
     let at = view.partition_point(|run| run.pages.end <= page.0);
     match view.get(at) {
         Some(run) if run.pages.start <= page.0 => match run.within(&(page.0..page.0 + 1)).source {
@@ -248,30 +272,46 @@ const KEEP_VIEWS: usize = 8;
 /// with them; the views of those below show the same frames as before.
 #[derive(Debug, Default)]
 pub(crate) struct KnownViews {
-    of: Vec<(NodeId, Arc<[ViewRun]>)>,
+    of: Vec<Known>,
+    /// How often all were forgotten.
+    changes: u64,
+}
+
+/// What is known of a layer.
+#[derive(Debug)]
+struct Known {
+    layer: NodeId,
+    view: Arc<[ViewRun]>,
+    /// How windows over it are made.
+    plan: Option<Arc<WindowPlan>>,
 }
 
 impl KnownViews {
     fn get(&self, layer: NodeId) -> Option<&Arc<[ViewRun]>> {
-        let known = self.of.iter().find(|(id, _)| *id == layer);
-        known.map(|(_, view)| view)
+        let known = self.of.iter().find(|known| known.layer == layer);
+        known.map(|known| &known.view)
     }
 
     fn remember(&mut self, layer: NodeId, view: Arc<[ViewRun]>) {
         if self.of.len() == KEEP_VIEWS {
             self.of.remove(0);
         }
-        self.of.push((layer, view));
+        self.of.push(Known {
+            layer,
+            view,
+            plan: None,
+        });
     }
 
     /// The layer is gone, and its number may be another's.
     pub(crate) fn forget(&mut self, layer: NodeId) {
-        self.of.retain(|(id, _)| *id != layer);
+        self.of.retain(|known| known.layer != layer);
     }
 
     /// Frames have been taken out of layers.
     pub(crate) fn forget_all(&mut self) {
         self.of.clear();
+        self.changes += 1;
     }
 }
 
