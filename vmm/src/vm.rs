@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use guestmem::{CloneTree, GuestRam, RamStats, TreeStats, Writers};
+use guestmem::{CloneTree, GuestRam, MemoryError, RamStats, TreeStats, Writers};
 
 use crate::control::{Ahead, Control, Remains};
 use crate::error::VmError;
 use crate::event::{Event, Fault, FaultKind};
 use crate::kvm::shell::Shell;
 use crate::machine::Machine;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Point, Snapshot};
 use crate::vcpu::gate::{GateState, Held};
 use crate::vcpu::run;
 
@@ -204,7 +204,8 @@ impl Vm {
     ///
     /// Quick (what the guest has dirtied is copied back) when `snapshot` is the
     /// last one taken and the VM was not forked since; otherwise the VM moves
-    /// to fresh memory, as a fork does. A VM that is above a memory limit, soft
+    /// to fresh memory, as a fork does. It also moves once when the snapshot has
+    /// been forked so often that its memory was rearranged. A VM that is above a memory limit, soft
     /// or hard, moves too, and so gives back all that it had.
     ///
     /// # Errors
@@ -220,9 +221,16 @@ impl Vm {
         let mut gate = self.pause_gate()?;
         let gives_back = machine.is_above_a_limit()?;
         let mut ram = machine.ram();
-        let restored = if !gives_back && ram.can_reset_to(&snapshot.point().layer) {
-            let copied_back = ram.reset(&snapshot.point().layer).map_err(VmError::from);
-            copied_back.and_then(|_| control.restore(&gate, &snapshot.point().state))
+        let Point { layer, state, .. } = snapshot.point();
+        let in_place = !gives_back && ram.can_reset_to(layer);
+        let copied_back = match in_place.then(|| ram.reset(layer)) {
+            // Somebody has flattened the layer this very moment.
+            Some(Err(MemoryError::ForeignLayer)) => None,
+            other => other,
+        };
+        let restored = if let Some(copied_back) = copied_back {
+            let copied_back = copied_back.map_err(VmError::from);
+            copied_back.and_then(|_| control.restore(&gate, state))
         } else {
             // Fails before anything has changed, or not at all.
             control.move_to(&mut gate, &mut ram, snapshot)?;
