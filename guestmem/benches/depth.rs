@@ -8,7 +8,8 @@
 //! Every generation writes 16 pages: *the same* each time, as a program does
 //! that goes on with its work, or *others* each time, scattered over all RAM,
 //! which is the worst that can be. The depths take turns, round by round;
-//! medians count. Without `--bench`, which is how `cargo test --benches` runs
+//! medians count. Then all is done again with the layers *flat*, as they are
+//! when as many forks have paid for it. Without `--bench`, which is how `cargo test --benches` runs
 //! this, a few generations are gone through once.
 
 #![expect(
@@ -19,7 +20,7 @@
 
 use std::time::Instant;
 
-use guestmem::{Backing, BlankWindow, Layer, PAGE_SIZE, Ram, RamLayout};
+use guestmem::{Backing, BlankWindow, Flattened, Layer, PAGE_SIZE, Ram, RamLayout};
 use vm_memory::{Bytes, GuestAddress};
 
 /// 256 MiB, of which 32 are not zero.
@@ -101,10 +102,57 @@ fn run(pattern: Pattern, depths: &[u64], rounds: usize) {
         }
         layers.push(freeze(&mut ram));
     }
+    let layers: Vec<_> = depths
+        .iter()
+        .map(|depth| &layers[*depth as usize - 1])
+        .collect();
+    let alone = compare(pattern, "", depths, &layers, rounds, None);
+    for forks in [2, 16, 256] {
+        for (depth, layer) in depths.iter().zip(&layers) {
+            flatten(layer, *depth, forks);
+        }
+        let when = format!(", flat after {forks} forks");
+        compare(pattern, &when, depths, &layers, rounds, Some(alone));
+    }
+}
+
+fn flatten(layer: &Layer, depth: u64, forks: u64) {
+    let started = Instant::now();
+    let mut flattener = layer.flattener(forks);
+    let mut longest = 0.0_f64;
+    let mut frames = 0;
+    let end = loop {
+        let step = Instant::now();
+        let stepped = flattener.step().unwrap();
+        longest = longest.max(step.elapsed().as_secs_f64() * 1e6);
+        frames = frames.max(flattener.nr_frames());
+        if stepped != Flattened::Partly {
+            break stepped;
+        }
+    };
+    let took = started.elapsed().as_secs_f64() * 1e3;
+    if end == Flattened::Done {
+        println!(
+            "  {depth:>5} layers: {frames} pages copied in {took:.1} ms, \
+             {longest:.0} us at a time at most"
+        );
+    }
+}
+
+/// Measures forks of `layers`, and prints how they compare with the first of
+/// them, or with what `first` says. Returns what that was.
+fn compare(
+    pattern: Pattern,
+    when: &str,
+    depths: &[u64],
+    layers: &[&Layer],
+    rounds: usize,
+    first: Option<[f64; 3]>,
+) -> [f64; 3] {
     let mut samples = vec![[const { Vec::new() }; 3]; depths.len()];
     for round in 0..=rounds {
-        for (depth, samples) in depths.iter().zip(&mut samples) {
-            let figures = one_fork(&layers[*depth as usize - 1]);
+        for (layer, samples) in layers.iter().zip(&mut samples) {
+            let figures = one_fork(layer);
             if round > 0 {
                 figures
                     .into_iter()
@@ -114,16 +162,22 @@ fn run(pattern: Pattern, depths: &[u64], rounds: usize) {
         }
     }
     let medians: Vec<[f64; 3]> = samples.into_iter().map(|of| of.map(median)).collect();
-    for (depth, [fork, reads, writes]) in depths.iter().zip(&medians) {
-        let [fork_1, reads_1, writes_1] = medians[0];
+    let first = first.unwrap_or(medians[0]);
+    for ((depth, layer), [fork, reads, writes]) in depths.iter().zip(layers).zip(&medians) {
+        let [fork_1, reads_1, writes_1] = first;
+        let window = layer.fork().unwrap().stats().unwrap();
         println!(
-            "{pattern:<8?} {depth:>5} layers: fork {fork:8.1} us ({:5.2} x)  \
-             first read {reads:7.0} ns ({:4.2} x)  first write {writes:7.0} ns ({:4.2} x)",
+            "{pattern:?}{when}, {depth:>5} layers: fork {fork:8.1} us ({:5.2} x)  \
+             first read {reads:7.0} ns ({:4.2} x)  first write {writes:7.0} ns ({:4.2} x)  \
+             {} mappings, {} copies",
             fork / fork_1,
             reads / reads_1,
-            writes / writes_1
+            writes / writes_1,
+            window.mappings,
+            window.window_copies,
         );
     }
+    first
 }
 
 fn main() {

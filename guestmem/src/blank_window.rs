@@ -98,7 +98,7 @@ impl BlankWindow {
         let root = self.all_of_root(arena);
         let mut gaps = Vec::new();
         let mut at = 0;
-        for run in &plan.maps {
+        for run in plan.maps.iter() {
             room::push(&mut gaps, at..run.pages.start.min(root.pages.end))?;
             at = run.pages.end;
         }

@@ -17,6 +17,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::error::MemoryError;
 use crate::frame::{Arena, FrameSet};
+use crate::holds::{HeldFor, HoldId, Holds};
 use crate::ordered::Ordered;
 use crate::room;
 use crate::settle::{read_back_layers, reconcile, settle_leaf};
@@ -47,6 +48,7 @@ impl CloneTree {
             tree,
             arena,
             leaves: Ordered::default(),
+            holds: Holds::default(),
             gone: Vec::new(),
             nr_claims: 0,
             zeros_dropped: 0,
@@ -158,6 +160,11 @@ impl State {
         Ok(())
     }
 
+    /// A claim on `layer` is given up.
+    pub(crate) fn lets_go(&mut self, layer: NodeId) {
+        self.has_gone(Gone::Snapshot(layer));
+    }
+
     /// Notes that somebody has gone, and takes it out now if that can be.
     fn has_gone(&mut self, gone: Gone) {
         self.nr_claims -= 1;
@@ -195,27 +202,35 @@ impl Drop for LeafClaim {
     }
 }
 
-/// A claim on a layer: a snapshot holds one.
+/// A claim on a layer: a snapshot holds one, and so does every spare.
 #[derive(Debug)]
 pub(crate) struct LayerClaim {
     pub(crate) tree: Arc<CloneTree>,
-    pub(crate) layer: NodeId,
+    pub(crate) hold: HoldId,
 }
 
 impl LayerClaim {
     /// Takes hold of `layer`; `state` is the tree's, locked, and has room for it.
-    pub(crate) fn new(tree: &Arc<CloneTree>, state: &mut State, layer: NodeId) -> Self {
+    pub(crate) fn new(
+        tree: &Arc<CloneTree>,
+        state: &mut State,
+        layer: NodeId,
+        held_for: HeldFor,
+    ) -> Self {
         state.nr_claims += 1;
         state.tree.retain(layer);
         Self {
             tree: Arc::clone(tree),
-            layer,
+            hold: state.holds.add(layer, held_for),
         }
     }
 }
 
 impl Drop for LayerClaim {
     fn drop(&mut self) {
-        self.tree.lock().has_gone(Gone::Snapshot(self.layer));
+        let mut state = self.tree.lock();
+        if let Some(layer) = state.holds.remove(self.hold) {
+            state.lets_go(layer);
+        }
     }
 }

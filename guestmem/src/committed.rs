@@ -82,7 +82,8 @@ impl Layer {
     /// If there is no memory to find out.
     pub fn fork_commits_bytes(&self) -> Result<u64, MemoryError> {
         let mut state = self.tree().lock();
-        let all = state.tree.part_of(self.node(), 0..self.layout().nr_pages());
+        let layer = self.node(&state);
+        let all = state.tree.part_of(layer, 0..self.layout().nr_pages());
         let plan = state.plan_window(all)?;
         let copied = plan.copies.iter().map(|run| run.nr_pages());
         Ok(copied.sum::<u64>() * PAGE_SIZE)

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::sys::fault;
-use crate::{Backing, BlankWindow, Gpa, Layer, MemoryError, PAGE_SIZE, Ram, RamLayout, Writers};
+use crate::{
+    Backing, BlankWindow, Flattened, Flattener, Gpa, Layer, MemoryError, PAGE_SIZE, Ram, RamLayout,
+    Writers,
+};
 
 const PAGES: u64 = 32;
 
@@ -34,6 +37,16 @@ pub(crate) fn freeze(ram: &mut Ram) -> Result<Layer, MemoryError> {
         )?;
     }
     Ok(ram.freeze(&mut prepared)?.0)
+}
+
+/// Flattens to the end.
+pub(crate) fn flatten(flattener: &mut Flattener) -> Result<Flattened, MemoryError> {
+    loop {
+        match flattener.step()? {
+            Flattened::Partly => {}
+            end => return Ok(end),
+        }
+    }
 }
 
 fn set(ram: &Ram, page: u64, value: u64) {
@@ -92,6 +105,25 @@ fn live(backing: Backing, calls: u64) -> bool {
     until_it_works(|| tree.stats(), || {});
     until_it_works(|| tree.reclaim(), || {});
 
+    // What is in pieces becomes one, for forks from now on.
+    let mut flattener = deeper.flattener(u64::MAX);
+    let before_it = tree.stats().ok().map(|stats| stats.frames());
+    let flattened = until_it_works(
+        || flatten(&mut flattener),
+        || {
+            assert_eq!(contents(&grandchild), written);
+            tree.check_invariants();
+            assert_eq!(tree.stats().ok().map(|stats| stats.frames()), before_it);
+        },
+    );
+    assert_eq!(flattened, Flattened::Done);
+    let flat = until_it_works(|| deeper.fork(), || {});
+    assert_eq!(contents(&flat), written);
+    let own = until_it_works(|| flat.stats(), || {});
+    assert_eq!((own.mappings, own.window_copies), (1, 0));
+    set(&flat, 3, 9);
+    until_it_works(|| tree.reclaim(), || {});
+
     // Nobody has noticed anything; then all of them go.
     assert_eq!(contents(&root), before);
     assert_eq!(contents(&child), written);
@@ -106,6 +138,8 @@ fn live(backing: Backing, calls: u64) -> bool {
     tree.reclaim().unwrap();
     tree.check_invariants();
     drop(grandchild);
+    assert_eq!(contents(&flat)[3], 9);
+    drop(flat);
     let stats = tree.stats().unwrap();
     assert_eq!(
         (stats.frames(), stats.committed_file_frames),

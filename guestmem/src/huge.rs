@@ -6,9 +6,9 @@
 //!
 //! The kernel copies the pages, which takes milliseconds, so the tree's lock is
 //! not held meanwhile. Frames may be given back in that time; the kernel then
-//! commits zero frames in their place. Those outside of root RAM are punched
-//! right after, before their numbers can be taken; in root RAM they read zero,
-//! as the hole would, and settling finds them.
+//! commits zero frames in their place. Those of packed layers are punched
+//! right after, before their numbers can be taken; in root RAM and in images they
+//! read zero, as the hole would, and settling finds them.
 
 use std::io;
 use std::ops::Range;
@@ -116,14 +116,14 @@ impl Collapser {
         let Some(claim) = self.layer.upgrade() else {
             return Ok(None);
         };
-        let (tree, layer) = (Arc::clone(&claim.tree), claim.layer);
+        let (tree, hold) = (Arc::clone(&claim.tree), claim.hold);
         drop(claim); // not held: the layer goes when its snapshot goes
         let mut state = tree.lock();
-        // Who gives up the last claim takes the lock for it, so if there is one
-        // now, the layer stays as long as we have the lock.
-        if self.layer.strong_count() == 0 {
+        // Who gives up a claim takes the lock for it, so if there is one now, the
+        // layer stays as long as we have the lock.
+        let Some(layer) = state.holds.layer(hold) else {
             return Ok(None);
-        }
+        };
         let left = match &mut self.left {
             Some(left) => left,
             none => {

@@ -19,9 +19,12 @@ use shuttle::thread::spawn;
 use shuttle::{Config, Runner};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::failing::freeze;
+use crate::failing::{flatten, freeze};
 use crate::layout::HUGE_PAGE;
-use crate::{Backing, BlankWindow, CloneTree, Layer, PAGE_SIZE, PageIdx, Ram, RamLayout, Writers};
+use crate::{
+    Backing, BlankWindow, CloneTree, Flattened, Layer, MemoryError, PAGE_SIZE, PageIdx, Ram,
+    RamLayout, Writers,
+};
 
 const PAGES: u64 = 16;
 /// Orders tried one after the other.
@@ -291,6 +294,90 @@ fn a_fork_is_reset_and_another_made_ahead_is_used_while_a_third_is_closed() {
         check(&ram, &[1, 2, 3, 4, 51]);
         assert_eq!(tree.stats().unwrap().frames(), 5);
         drop((child, ram));
+        check_end(&tree);
+    });
+}
+
+#[test]
+fn a_layer_is_flattened_while_it_is_forked_and_who_was_forked_before_goes() {
+    in_every_order(|| {
+        let (root, mut child, tree) = written_child();
+        set(&child, 9, 12);
+        set(&child, 2, 0);
+        let layer = Arc::new(freeze(&mut child).unwrap());
+        let other = Arc::clone(&layer);
+        let mut flattener = layer.flattener(u64::MAX);
+        let flattens = spawn(move || flatten(&mut flattener).unwrap());
+        let forks = spawn(move || {
+            let spare = other.spare(&BlankWindow::new(layout(PAGES)).unwrap());
+            let first = other.fork().unwrap();
+            set(&first, 3, 70);
+            drop(other);
+            let second = spare.unwrap().into_ram();
+            check(&first, &[10, 2, 0, 70, 0, 11, 0, 0, 0, 12]);
+            (first, second)
+        });
+        let goes = {
+            let tree = Arc::clone(&tree);
+            spawn(move || {
+                drop(child);
+                tree.reclaim().unwrap();
+                drop((root, layer));
+            })
+        };
+        let (first, second) = forks.join().unwrap();
+        flattens.join().unwrap();
+        goes.join().unwrap();
+        tree.reclaim().unwrap();
+        tree.check_invariants();
+        check(&first, &[10, 2, 0, 70, 0, 11, 0, 0, 0, 12]);
+        check(&second, &[10, 2, 0, 4, 0, 11, 0, 0, 0, 12]);
+        drop(first);
+        tree.reclaim().unwrap();
+        check(&second, &[10, 2, 0, 4, 0, 11, 0, 0, 0, 12]);
+        assert_eq!(tree.stats().unwrap().frames(), 5);
+        drop(second);
+        check_end(&tree);
+    });
+}
+
+#[test]
+fn a_layer_is_flattened_by_two_while_a_fork_of_it_is_reset() {
+    in_every_order(|| {
+        let (root, mut child, tree) = written_child();
+        let layer = Arc::new(freeze(&mut child).unwrap());
+        let mut fork = layer.fork().unwrap();
+        set(&fork, 0, 80);
+        let flattens = [0, 1].map(|_| {
+            let mut flattener = layer.flattener(u64::MAX);
+            spawn(move || flatten(&mut flattener).unwrap())
+        });
+        let resets = {
+            let layer = Arc::clone(&layer);
+            let tree = Arc::clone(&tree);
+            spawn(move || {
+                tree.reclaim().unwrap();
+                match fork.reset(&layer) {
+                    Ok(_) => {}
+                    Err(error) => {
+                        assert!(matches!(error, MemoryError::ForeignLayer));
+                        fork = layer.fork().unwrap();
+                    }
+                }
+                check(&fork, &[10, 2, 3, 4, 0, 11]);
+                fork
+            })
+        };
+        let done = flattens.map(|flattens| flattens.join().unwrap());
+        assert!(done.contains(&Flattened::Done), "{done:?}");
+        assert!(done.contains(&Flattened::LeftAlone), "{done:?}");
+        let fork = resets.join().unwrap();
+        drop((child, layer));
+        tree.reclaim().unwrap();
+        tree.check_invariants();
+        check(&fork, &[10, 2, 3, 4, 0, 11]);
+        check(&root, &[1, 2, 3, 4, 0]);
+        drop((fork, root));
         check_end(&tree);
     });
 }

@@ -1,16 +1,23 @@
 //! Frozen RAM, to fork VMs from.
 
+use std::ops::Range;
 use std::sync::Arc;
+
+use pagelist::{Run, RunKind};
 
 use crate::blank_window::BlankWindow;
 use crate::clone_tree::{CloneTree, LayerClaim, LeafClaim};
 use crate::error::MemoryError;
 use crate::frame::{Arena, file_frame};
+use crate::holds::HeldFor;
 use crate::layout::{PageIdx, RamLayout};
+use crate::pages::ByPage;
 use crate::ram::Ram;
 use crate::ram_window::RamWindow;
+use crate::room;
+use crate::settle;
 use crate::state::{Leaf, State};
-use crate::tree::{NodeId, Seen};
+use crate::tree::{NodeId, Reading, Seen};
 use crate::window::Window;
 
 /// Frozen RAM: a layer held by a snapshot. It never changes; RAM forked from
@@ -29,7 +36,7 @@ impl Layer {
         layer: NodeId,
         layout: RamLayout,
     ) -> Self {
-        let claim = Arc::new(LayerClaim::new(tree, state, layer));
+        let claim = Arc::new(LayerClaim::new(tree, state, layer, HeldFor::Snapshot));
         Self { claim, layout }
     }
 
@@ -47,8 +54,35 @@ impl Layer {
         &self.claim
     }
 
-    pub(crate) fn node(&self) -> NodeId {
-        self.claim.layer
+    /// The node it is now; `state` is the tree's, locked. Flattening changes it.
+    pub(crate) fn node(&self, state: &State) -> NodeId {
+        let held = state.holds.layer(self.claim.hold);
+        held.expect("a claim holds a layer as long as it lives")
+    }
+
+    /// Whether both are one layer: snapshots of a VM that has written nothing in
+    /// between.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let same_tree = Arc::ptr_eq(self.tree(), other.tree());
+        same_tree && {
+            let state = self.tree().lock();
+            self.node(&state) == other.node(&state)
+        }
+    }
+
+    /// The pages that it holds itself, ascending; what else it shows is held by
+    /// those before it.
+    ///
+    /// # Errors
+    /// As [`CloneTree::stats`].
+    pub fn own_pages(&self) -> Result<Vec<Range<PageIdx>>, MemoryError> {
+        let mut state = self.tree().lock();
+        settle::read_back_layers(&mut state, Reading::Exact)?;
+        let node = state.tree.node(self.node(&state));
+        let runs = node.list.runs_in(0..node.nr_pages());
+        let frames = runs.filter(|run| run.kind != RunKind::Marker);
+        let pages = |run: Run| PageIdx::containing(run.start)..PageIdx::containing(run.end);
+        room::collect(frames.map(pages))
     }
 
     /// New RAM that shares all of this layer.
@@ -104,11 +138,12 @@ impl Layer {
         let nr_pages = layout.nr_pages();
         Arena::can_number(nr_pages)?;
         let end = first.0.saturating_add(nr_pages);
-        let reach = state.tree.part_of(self.claim.layer, first.0..end);
+        let layer = self.node(state);
+        let reach = state.tree.part_of(layer, first.0..end);
         let plan = state.plan_window(reach)?;
         let window = Arc::new(Window::planned(&state.arena, blank, &plan)?);
         let mut at_leaf = Leaf::new(Arc::clone(&window));
-        for run in &plan.copies {
+        for run in plan.copies.iter() {
             let (start, end) = (run.pages.start, run.pages.end);
             for (page, file_page) in (start..end).map(PageIdx).zip(run.file_page..) {
                 at_leaf
@@ -117,17 +152,15 @@ impl Layer {
                 window.page(page).copy_from(state.arena.page(file_page));
             }
         }
-        state.reserve_claim()?;
+        state.reserve_claims(2)?;
         let leaf = state.add_spare(reach, nr_pages, at_leaf)?;
         let ram = Ram {
             layout,
             window,
             claim: Arc::new(LeafClaim::new(tree, state, leaf)),
         };
-        Ok(SpareRam {
-            ram,
-            _layer: Arc::clone(&self.claim),
-        })
+        let shown = LayerClaim::new(tree, state, layer, HeldFor::Spare);
+        Ok(SpareRam { ram, _shown: shown })
     }
 }
 
@@ -136,8 +169,9 @@ impl Layer {
 #[derive(Debug)]
 pub struct SpareRam {
     ram: Ram,
-    /// What it shows counts as seen by this snapshot only.
-    _layer: Arc<LayerClaim>,
+    /// What it shows counts as seen by whoever holds the layer only, and the
+    /// snapshot may go over to another.
+    _shown: LayerClaim,
 }
 
 impl SpareRam {

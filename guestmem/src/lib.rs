@@ -42,9 +42,11 @@ mod copies;
 mod error;
 #[cfg(test)]
 mod failing;
+mod flatten;
 mod frame;
 mod freeze;
 mod guest_ram;
+mod holds;
 mod huge;
 #[cfg(all(test, shuttle))]
 mod interleaving;
@@ -70,6 +72,7 @@ mod zeros;
 pub use blank_window::BlankWindow;
 pub use clone_tree::CloneTree;
 pub use error::MemoryError;
+pub use flatten::{Flattened, Flattener};
 pub use guest_ram::{GuestRam, WindowRegion};
 pub use huge::{Collapsed, Collapser};
 pub use layer::{Layer, SpareRam};

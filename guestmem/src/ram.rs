@@ -11,7 +11,7 @@ use crate::layer::Layer;
 use crate::layout::{Gpa, PageIdx, RamLayout};
 use crate::ram_window::RamWindow;
 use crate::settle::{self, Writers, settle_leaf};
-use crate::state::Leaf;
+use crate::state::{Leaf, State};
 use crate::stats::RamStats;
 use crate::sys::mapping::HugePages;
 use crate::tree::Reading;
@@ -61,7 +61,7 @@ impl Ram {
         };
         let window = Arc::new(window);
         let mut state = tree.lock();
-        state.reserve_claim()?;
+        state.reserve_claims(1)?;
         state.leaves.insert(root, Leaf::new(Arc::clone(&window)))?;
         let claim = Arc::new(LeafClaim::new(&tree, &mut state, root));
         drop(state);
@@ -155,7 +155,7 @@ impl Ram {
         }
         let tree = &self.claim.tree;
         let mut state = tree.lock();
-        state.reserve_claim()?;
+        state.reserve_claims(1)?;
         let leaf = self.claim.leaf;
         let prepared = &mut prepared.prepared;
         let (layer, left) = freeze::freeze(&mut state, tree.pagemap(), leaf, prepared)?;
@@ -167,13 +167,21 @@ impl Ram {
     }
 
     /// Whether [`reset`](Self::reset) to `layer` can be done in this window.
-    /// If not, go on in a [fork](Layer::fork) of the layer instead.
+    /// If not, go on in a [fork](Layer::fork) of the layer instead: after the
+    /// layer has been [flattened](crate::Flattener), too, when this was forked
+    /// from it before.
     pub fn can_reset_to(&self, layer: &Layer) -> bool {
         let same_tree = Arc::ptr_eq(&self.claim.tree, layer.tree());
-        same_tree && self.layout == layer.layout() && {
-            let state = self.claim.tree.lock();
-            let leaf = self.claim.leaf;
-            let all = state.tree.part_of(layer.node(), 0..self.layout.nr_pages());
+        same_tree && self.lies_upon(&self.claim.tree.lock(), layer)
+    }
+
+    /// Whether it starts out as `layer`, of the same tree, and copying back is
+    /// the better way; `state` is the tree's, locked.
+    fn lies_upon(&self, state: &State, layer: &Layer) -> bool {
+        let leaf = self.claim.leaf;
+        let nr_pages = self.layout.nr_pages();
+        self.layout == layer.layout() && {
+            let all = state.tree.part_of(layer.node(state), 0..nr_pages);
             state.tree.node(leaf).parent() == Some(state.tree.highest(all))
                 && reset::is_worth_it(&state.tree, leaf)
         }
@@ -184,13 +192,20 @@ impl Ram {
     ///
     /// # Errors
     /// If `layer` is not what this RAM lies directly upon
-    /// ([`can_reset_to`](Self::can_reset_to)), or the kernel cannot be asked.
+    /// ([`can_reset_to`](Self::can_reset_to); it may be [flattened] at any time
+    /// by another thread), or the kernel cannot be asked.
+    ///
+    /// [flattened]: crate::Flattener
     pub fn reset(&mut self, layer: &Layer) -> Result<u64, MemoryError> {
-        if !self.can_reset_to(layer) {
+        let tree = &self.claim.tree;
+        if !Arc::ptr_eq(tree, layer.tree()) {
             return Err(MemoryError::ForeignLayer);
         }
-        let tree = &self.claim.tree;
-        reset::copy_back(&mut tree.lock(), tree.pagemap(), self.claim.leaf)
+        let mut state = tree.lock();
+        if !self.lies_upon(&state, layer) {
+            return Err(MemoryError::ForeignLayer);
+        }
+        reset::copy_back(&mut state, tree.pagemap(), self.claim.leaf)
     }
 
     /// Brings the page list up to date with what the kernel did. With

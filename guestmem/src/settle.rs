@@ -122,10 +122,20 @@ pub(crate) fn read_back_layers(state: &mut State, wanted: Reading) -> Result<(),
     Ok(())
 }
 
-/// Gives back pages of root RAM that the kernel committed although nobody
-/// holds them: holes that a fork has read. And frames that have gone astray.
+/// Gives back pages of root RAM and of images that the kernel committed although
+/// nobody holds them: holes that a fork has read. And frames that have gone astray.
 pub(crate) fn reconcile(state: &mut State) -> Result<(), MemoryError> {
+    let knew_holes = state.arena.knows_holes();
+    let result = give_back_strays(state);
+    if !knew_holes && state.arena.knows_holes() {
+        state.tree.layers_have_changed(); // windows may be mapped across more now
+    }
+    result
+}
+
+fn give_back_strays(state: &mut State) -> Result<(), MemoryError> {
     state.arena.retry_refused();
+    state.arena.retire_images();
     let root_is_live = state
         .leaves
         .iter()
@@ -142,7 +152,7 @@ pub(crate) fn reconcile(state: &mut State) -> Result<(), MemoryError> {
     held.sort_unstable_by_key(|run| run.start);
     match wants_sweep {
         true => state.arena.sweep(&held),
-        false => state.arena.sweep_root(&held),
+        false => state.arena.sweep_holes(&held),
     }
 }
 

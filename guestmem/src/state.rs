@@ -8,6 +8,7 @@ use pagelist::PageList;
 use crate::copies::Copies;
 use crate::error::MemoryError;
 use crate::frame::{Arena, FrameSet};
+use crate::holds::Holds;
 use crate::layout::PageIdx;
 use crate::ordered::Ordered;
 use crate::room;
@@ -25,6 +26,8 @@ pub(crate) struct State {
     pub(crate) arena: Arena,
     /// One for every leaf whose window is mapped.
     pub(crate) leaves: Ordered<NodeId, Leaf>,
+    /// Which layer each snapshot and each spare holds.
+    pub(crate) holds: Holds,
     /// Who has gone and is still in the tree, because lists could not be read
     /// back at that moment. Has room for everybody there is.
     pub(crate) gone: Vec<Gone>,
@@ -96,12 +99,14 @@ impl Leaf {
 }
 
 impl State {
-    /// Makes sure that there is room for one more claim to go.
+    /// Makes sure that there is room for `more` claims to go, and for one more
+    /// layer to be held.
     ///
     /// # Errors
     /// If there is no memory for that.
-    pub(crate) fn reserve_claim(&mut self) -> Result<(), MemoryError> {
-        room::reserve(&mut self.gone, self.nr_claims + 1)
+    pub(crate) fn reserve_claims(&mut self, more: usize) -> Result<(), MemoryError> {
+        self.holds.reserve()?;
+        room::reserve(&mut self.gone, self.nr_claims + more)
     }
 
     /// Adds a spare leaf that sees what `reach` says, with its window.
@@ -129,9 +134,11 @@ impl State {
     /// # Errors
     /// If there is no memory to find out.
     pub(crate) fn plan_window(&mut self, reach: Reach) -> Result<WindowPlan, MemoryError> {
-        let nr_pages = reach.nr_pages();
-        let view = self.tree.view_through(reach)?;
-        self.plan_to_show(&view, nr_pages)
+        let bridges = self.arena.bridges();
+        let plan = |view: &[ViewRun]| WindowPlan::new(view, &bridges, MAP_BUDGET);
+        let plan = self.tree.known_plan(reach, plan)?;
+        self.expect_like(&plan, reach.nr_pages());
+        Ok(plan)
     }
 
     /// How a window of `nr_pages` over `view` is made.
@@ -143,10 +150,15 @@ impl State {
         view: &[ViewRun],
         nr_pages: u64,
     ) -> Result<WindowPlan, MemoryError> {
-        let root = self.arena.root();
-        let plan = WindowPlan::new(view, &self.arena.zero_for_ever(), MAP_BUDGET)?;
-        self.shows_root = plan.pages_in_place(&root) >= nr_pages / 2;
+        let plan = WindowPlan::new(view, &self.arena.bridges(), MAP_BUDGET)?;
+        self.expect_like(&plan, nr_pages);
         Ok(plan)
+    }
+
+    /// The next window will most likely be made as this one, of `nr_pages`.
+    fn expect_like(&mut self, plan: &WindowPlan, nr_pages: u64) {
+        let root = self.arena.root();
+        self.shows_root = plan.pages_in_place(&root) >= nr_pages / 2;
     }
 
     /// Notes that so many pages of `leaf` were zero and are not kept.

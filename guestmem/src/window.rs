@@ -20,9 +20,8 @@ use std::sync::Arc;
 
 use crate::blank_window::BlankWindow;
 use crate::error::MemoryError;
-use crate::frame::Arena;
+use crate::frame::{Arena, ImagePin};
 use crate::layout::{PageIdx, RamLayout, RamRegion};
-use crate::room;
 use crate::sys::mapping::{Mapping, Sharing};
 use crate::sys::page::WritablePage;
 use crate::tree::{MapRun, WindowPlan};
@@ -43,7 +42,9 @@ pub(crate) struct Window {
     writes: Writes,
     /// The runs mapped from the file, ascending. A page outside of them has
     /// anonymous memory beneath.
-    maps: Vec<MapRun>,
+    maps: Arc<Vec<MapRun>>,
+    /// It may be mapped across holes of these.
+    _images: Arc<Vec<ImagePin>>,
 }
 
 impl Window {
@@ -74,7 +75,8 @@ impl Window {
         Ok(Self {
             mapping: Arc::clone(blank.mapping()),
             writes,
-            maps: vec![run],
+            maps: Arc::new(vec![run]),
+            _images: Arc::default(),
         })
     }
 
@@ -83,7 +85,8 @@ impl Window {
         Self {
             mapping: Arc::clone(blank.mapping()),
             writes: Writes::Private,
-            maps: Vec::new(),
+            maps: Arc::default(),
+            _images: Arc::default(),
         }
     }
 
@@ -100,7 +103,8 @@ impl Window {
         for run in missing {
             map_run(&window.mapping, arena, run, Sharing::Private)?;
         }
-        window.maps = room::collect(plan.maps.iter().cloned())?;
+        window.maps = Arc::clone(&plan.maps);
+        window._images = Arc::clone(&plan.images);
         Ok(window)
     }
 

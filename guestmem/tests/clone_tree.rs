@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use common::{freeze, page_value, set_page};
 use guestmem::{
-    Backing, BlankWindow, CloneTree, Gpa, Layer, MemoryError, PAGE_SIZE, PageIdx, Ram, RamLayout,
-    Writers,
+    Backing, BlankWindow, CloneTree, Flattened, Gpa, Layer, MemoryError, PAGE_SIZE, PageIdx, Ram,
+    RamLayout, SpareRam, Writers,
 };
 use proptest::prelude::*;
 
@@ -69,6 +69,18 @@ enum Op {
     DropSnapshot {
         snapshot: usize,
     },
+    /// The snapshot goes over to a flat layer, if that is worth it after so many
+    /// forks; others go on meanwhile.
+    Flatten {
+        snapshot: usize,
+        forks: u64,
+        meanwhile: Vec<Meanwhile>,
+    },
+    /// A window that is made now is used by a VM after others have gone on.
+    SpareOfSnapshot {
+        snapshot: usize,
+    },
+    UseSpare,
     Reclaim,
 }
 
@@ -115,7 +127,15 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (vm.clone(), 0..PAGES, 1..8u64).prop_map(|(vm, page, len)| Op::Discard { vm, page, len }),
         2 => vm.clone().prop_map(|vm| Op::Settle { vm }),
         3 => vm.prop_map(|vm| Op::DropVm { vm }),
-        2 => snapshot.prop_map(|snapshot| Op::DropSnapshot { snapshot }),
+        2 => snapshot.clone().prop_map(|snapshot| Op::DropSnapshot { snapshot }),
+        3 => (snapshot.clone(), 1..6u64, prop::collection::vec(meanwhile(), 0..3))
+            .prop_map(|(snapshot, forks, meanwhile)| Op::Flatten {
+                snapshot,
+                forks: if forks == 5 { 1 << 32 } else { 4 * forks },
+                meanwhile,
+            }),
+        1 => snapshot.prop_map(|snapshot| Op::SpareOfSnapshot { snapshot }),
+        1 => Just(Op::UseSpare),
         1 => Just(Op::Reclaim),
     ]
 }
@@ -128,6 +148,8 @@ struct World {
     tree: Arc<CloneTree>,
     vms: Vec<(Ram, Content)>,
     snapshots: Vec<(Layer, Content)>,
+    /// At most one, used by nobody yet.
+    spare: Option<(SpareRam, Content)>,
 }
 
 impl World {
@@ -138,6 +160,7 @@ impl World {
             tree: Arc::clone(root.tree()),
             vms: vec![(root, Content::new())],
             snapshots: Vec::new(),
+            spare: None,
         }
     }
 
@@ -225,8 +248,71 @@ impl World {
             Op::DropSnapshot { snapshot } if snapshots > 0 => {
                 drop(self.snapshots.swap_remove(snapshot % snapshots));
             }
+            Op::Flatten {
+                snapshot,
+                forks,
+                ref meanwhile,
+            } if snapshots > 0 => self.flatten(snapshot % snapshots, forks, meanwhile),
+            Op::SpareOfSnapshot { snapshot } if snapshots > 0 => {
+                let (layer, content) = &self.snapshots[snapshot % snapshots];
+                let blank = BlankWindow::new(layer.layout()).unwrap();
+                self.spare = Some((layer.spare(&blank).unwrap(), content.clone()));
+            }
+            Op::UseSpare if vms < 12 => {
+                let spare = self.spare.take();
+                self.vms
+                    .extend(spare.map(|(ram, content)| (ram.into_ram(), content)));
+            }
             Op::Reclaim => drop(self.tree.reclaim().unwrap()),
             _ => {}
+        }
+    }
+
+    fn flatten(&mut self, snapshot: usize, forks: u64, meanwhile: &[Meanwhile]) {
+        let (layer, content) = self.snapshots.swap_remove(snapshot);
+        let mut flattener = layer.flattener(forks);
+        let mut flattened = Some((layer, content));
+        let mut stepped = flattener.step().unwrap();
+        for step in meanwhile {
+            match *step {
+                Meanwhile::DropSnapshot { snapshot } if snapshot % 2 == 0 => flattened = None,
+                _ => self.go_on(step),
+            }
+        }
+        while stepped == Flattened::Partly {
+            stepped = flattener.step().unwrap();
+        }
+        let Some((layer, content)) = flattened else {
+            assert_eq!(stepped, Flattened::LeftAlone);
+            return;
+        };
+        self.snapshots.push((layer, content.clone()));
+        if stepped == Flattened::LeftAlone {
+            return;
+        }
+        // What was copied has frames of its own now, for all these snapshots.
+        let (layer, _) = self.snapshots.last().unwrap();
+        let copied = layer.own_pages().unwrap().into_iter();
+        let copied = copied.flat_map(|pages| pages.start.0..pages.end.0);
+        let frames = copied.map(|page| (page, Arc::new(*content[&page])));
+        let frames: Content = frames.collect();
+        assert!(!frames.is_empty());
+        let same = self
+            .snapshots
+            .iter()
+            .map(|(other, _)| other.is_same_as(layer));
+        let same: Vec<bool> = same.collect();
+        for ((_, content), _) in self
+            .snapshots
+            .iter_mut()
+            .zip(same)
+            .filter(|(_, same)| *same)
+        {
+            content.extend(
+                frames
+                    .iter()
+                    .map(|(page, value)| (*page, Arc::clone(value))),
+            );
         }
     }
 
@@ -254,17 +340,25 @@ impl World {
                     ram.discard(Gpa(page * PAGE_SIZE), len * PAGE_SIZE).unwrap();
                     content.retain(|at, _| !(page..page + len).contains(at));
                 }
-                Meanwhile::DropOther { vm } => self.apply(&Op::DropVm { vm }),
-                Meanwhile::WriteOther { vm, page, value } => {
-                    self.apply(&Op::Write { vm, page, value });
-                }
-                Meanwhile::DropSnapshot { snapshot } => self.apply(&Op::DropSnapshot { snapshot }),
-                Meanwhile::Reclaim => self.apply(&Op::Reclaim),
+                _ => self.go_on(step),
             }
         }
         let (layer, _left) = ram.freeze(&mut prepared).unwrap();
         self.snapshots.push((layer, content.clone()));
         self.vms.push((ram, content));
+    }
+
+    /// What others do.
+    fn go_on(&mut self, step: &Meanwhile) {
+        match *step {
+            Meanwhile::Write { .. } | Meanwhile::Discard { .. } => {}
+            Meanwhile::DropOther { vm } => self.apply(&Op::DropVm { vm }),
+            Meanwhile::WriteOther { vm, page, value } => {
+                self.apply(&Op::Write { vm, page, value });
+            }
+            Meanwhile::DropSnapshot { snapshot } => self.apply(&Op::DropSnapshot { snapshot }),
+            Meanwhile::Reclaim => self.apply(&Op::Reclaim),
+        }
     }
 
     fn check_contents(&self) {
@@ -286,6 +380,7 @@ impl World {
         self.tree.check_invariants();
         let contents = self.vms.iter().map(|(_, content)| content);
         let contents = contents.chain(self.snapshots.iter().map(|(_, content)| content));
+        let contents = contents.chain(self.spare.iter().map(|(_, content)| content));
         let frames: BTreeSet<*const u64> = contents
             .flat_map(Content::values)
             .map(Arc::as_ptr)
@@ -311,7 +406,8 @@ impl World {
             .iter()
             .map(|(_, content)| content.values().map(Arc::as_ptr).collect())
             .collect();
-        if distinct.len() < self.snapshots.len() {
+        // A layer that a spare shows is one more viewer if its snapshot has moved.
+        if distinct.len() < self.snapshots.len() || self.spare.is_some() {
             return;
         }
         for (ram, content) in &self.vms {

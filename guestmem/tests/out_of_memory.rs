@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use common::freeze;
 use guestmem::{
-    Backing, BlankWindow, CloneTree, Gpa, Layer, MemoryError, PAGE_SIZE, PageIdx, PreparedFreeze,
-    Ram, RamLayout, TreeStats, Writers,
+    Backing, BlankWindow, CloneTree, Flattened, Flattener, Gpa, Layer, MemoryError, PAGE_SIZE,
+    PageIdx, PreparedFreeze, Ram, RamLayout, TreeStats, Writers,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -538,15 +538,43 @@ fn collapsing_is_refused_or_done() {
     fails_cleanly((ANY, Leaves::Nothing), whole, collapse, Life::check);
 }
 
+/// The child is frozen upon three layers, and nobody has forked from its layer.
+fn layered(life: &mut Life) -> Flattener {
+    let layer = freeze(life.child());
+    let flattener = layer.flattener(u64::MAX);
+    life.third = Some(layer);
+    flattener
+}
+
+/// Flattens a layer, in front of others that know nothing of it.
+fn flatten(flattener: &mut Flattener) -> Result<(), MemoryError> {
+    while flattener.step()? == Flattened::Partly {}
+    Ok(())
+}
+
+#[test]
+fn flattening_is_refused_or_done() {
+    let flatten = |_: &mut Life, flattener: &mut Flattener| flatten(flattener);
+    let check = |life: &Life| {
+        life.check();
+        let fork = life.third.as_ref().unwrap().fork().unwrap();
+        shows(&fork, of_child);
+        assert_eq!(fork.stats().unwrap().mappings, 1);
+    };
+    fails_cleanly((NOT_HANDLES, Leaves::Nothing), layered, flatten, check);
+}
+
 /// What cannot fail: each has to be done, whatever is refused, and no frame is
 /// lost for it.
-fn goes_anyway(go: impl Fn(&mut Life)) {
+fn goes_anyway(prepare: impl Fn(&mut Life), go: impl Fn(&mut Life)) {
     let mut life = Life::new();
+    prepare(&mut life);
     go(&mut life);
     let after = life.stats();
     life.end();
     for n in 0.. {
         let mut life = Life::new();
+        prepare(&mut life);
         let ((), refused) = refusing(n, ANY, || go(&mut life));
         life.check();
         assert_eq!(life.stats(), after, "with allocation {n} refused");
@@ -559,13 +587,32 @@ fn goes_anyway(go: impl Fn(&mut Life)) {
 
 #[test]
 fn a_vm_goes_without_memory_for_it() {
-    goes_anyway(|life| life.other = None);
-    goes_anyway(|life| (life.child, life.second) = (None, None));
+    goes_anyway(nothing, |life| life.other = None);
+    goes_anyway(nothing, |life| (life.child, life.second) = (None, None));
 }
 
 #[test]
 fn a_snapshot_goes_without_memory_for_it() {
-    goes_anyway(|life| life.second = None);
-    goes_anyway(|life| (life.first, life.second) = (None, None));
-    goes_anyway(|life| (life.first, life.other, life.second) = (None, None, None));
+    goes_anyway(nothing, |life| life.second = None);
+    goes_anyway(nothing, |life| (life.first, life.second) = (None, None));
+    goes_anyway(nothing, |life| {
+        (life.first, life.other, life.second) = (None, None, None)
+    });
+}
+
+#[test]
+fn a_flat_layer_goes_without_memory_for_it() {
+    let flat = |life: &mut Life| {
+        flatten(&mut layered(life)).unwrap();
+        life.other = Some(life.third.as_ref().unwrap().fork().unwrap());
+        write(life.other.as_ref().unwrap(), 7, of_other);
+        write(life.other.as_ref().unwrap(), 1, of_other);
+    };
+    goes_anyway(flat, |life| life.third = None);
+    goes_anyway(flat, |life| (life.third, life.other) = (None, None));
+    let all_but_root = |life: &mut Life| {
+        (life.first, life.second, life.third) = (None, None, None);
+        (life.child, life.other) = (None, None);
+    };
+    goes_anyway(flat, all_but_root);
 }

@@ -21,6 +21,10 @@ static BUILDER: Worker = Worker::new("vm-builder", Duration::from_millis(10));
 /// Does what may take minutes, because it takes pauses.
 static SLOW: Worker = Worker::new("vm-slow", Duration::ZERO);
 
+/// Copies what snapshots show in pieces. Not the thread above, which may take
+/// minutes while forks pay for every piece.
+static FLATTENER: Worker = Worker::new("vm-flattener", Duration::ZERO);
+
 /// A thread that does jobs in order.
 struct Worker {
     name: &'static str,
@@ -132,13 +136,25 @@ pub(crate) fn ahead(job: impl FnOnce() + Send + 'static) {
 
 /// Does `step` over and over in the background, with the pauses it asks for,
 /// until it asks for none.
-pub(crate) fn slowly(mut step: impl FnMut() -> Option<Duration> + Send + 'static) {
+pub(crate) fn slowly(step: impl FnMut() -> Option<Duration> + Send + 'static) {
+    step_by_step(&SLOW, step);
+}
+
+/// The same for what takes a second at most.
+pub(crate) fn flatten(step: impl FnMut() -> Option<Duration> + Send + 'static) {
+    step_by_step(&FLATTENER, step);
+}
+
+fn step_by_step(
+    worker: &'static Worker,
+    mut step: impl FnMut() -> Option<Duration> + Send + 'static,
+) {
     let job = move || {
         while let Some(pause) = step() {
             std::thread::sleep(pause);
         }
     };
-    if SLOW.queue(Box::new(job)).is_err() {
+    if worker.queue(Box::new(job)).is_err() {
         log::debug!("no thread for what takes long");
     }
 }

@@ -34,6 +34,7 @@ mod control;
 mod devices;
 mod error;
 mod event;
+mod flat_layers;
 mod huge_layers;
 mod kvm;
 mod limits;

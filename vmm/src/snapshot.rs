@@ -10,6 +10,7 @@ use guestmem::{GuestRam, Layer, Ram};
 use crate::background;
 use crate::devices::{Console, ConsoleMode, Devices};
 use crate::error::VmError;
+use crate::flat_layers::Forks;
 use crate::huge_layers::Template;
 use crate::kvm::shell::{Bound, Shell, Vcpu};
 use crate::kvm::translations::TablesWere;
@@ -40,6 +41,7 @@ pub(crate) struct Point {
     /// What forks of it inherit.
     limits: Limits,
     template: Template,
+    forks: Forks,
 }
 
 impl Snapshot {
@@ -54,6 +56,7 @@ impl Snapshot {
             pool: Arc::default(),
             point: Arc::new(Point {
                 template: Template::new(family.huge_layers),
+                forks: Forks::default(),
                 family,
                 layer,
                 state,
@@ -167,7 +170,9 @@ impl Snapshot {
 
     /// Memory, a shell around it, and vCPUs as they were.
     pub(crate) fn embody(&self) -> Result<(Ram, Shell, Vec<Vcpu>), VmError> {
-        self.point.template.is_forked(&self.point.layer);
+        let Point { layer, family, .. } = &*self.point;
+        self.point.template.is_forked(layer);
+        self.point.forks.one_more(layer, family);
         let Some(warm) = self.pool.take() else {
             let shell = self.point.family.shell()?;
             let Warm { vcpus, shell, ram } = self.point.make(shell)?;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use guestmem::{CloneTree, GuestRam, RamStats, TreeStats, Writers};
+use guestmem::{CloneTree, GuestRam, MemoryError, RamStats, TreeStats, Writers};
 
 use crate::control::{Ahead, Control, Remains};
 use crate::error::VmError;
@@ -204,7 +204,8 @@ impl Vm {
     ///
     /// Quick (what the guest has dirtied is copied back) when `snapshot` is the
     /// last one taken and the VM was not forked since; otherwise the VM moves
-    /// to fresh memory, as a fork does. A VM that is above a memory limit, soft
+    /// to fresh memory, as a fork does. It also moves once when the snapshot has
+    /// been forked so often that its memory was rearranged. A VM that is above a memory limit, soft
     /// or hard, moves too, and so gives back all that it had.
     ///
     /// # Errors
@@ -220,8 +221,15 @@ impl Vm {
         let mut gate = self.pause_gate()?;
         let gives_back = machine.is_above_a_limit()?;
         let mut ram = machine.ram();
-        let restored = if !gives_back && ram.can_reset_to(&snapshot.point().layer) {
-            control.copy_back(&gate, &mut ram, snapshot.point())
+        let point = snapshot.point();
+        let in_place = !gives_back && ram.can_reset_to(&point.layer);
+        let copied_back = match in_place.then(|| control.copy_back(&gate, &mut ram, point)) {
+            // Somebody has flattened the layer this very moment.
+            Some(Err(VmError::Memory(MemoryError::ForeignLayer))) => None,
+            other => other,
+        };
+        let restored = if let Some(copied_back) = copied_back {
+            copied_back
         } else {
             // Fails before anything has changed, or not at all.
             control.move_to(&mut gate, &mut ram, snapshot)?;

@@ -19,10 +19,13 @@ mod pages;
 #[path = "../../src/tree/mod.rs"]
 mod tree;
 
+#[path = "../../src/frame/images.rs"]
+mod images;
 #[path = "../../src/frame/numbers.rs"]
 mod numbers;
 
 mod frame {
+    pub(crate) use crate::images::*;
     pub(crate) use crate::numbers::*;
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::{FIRST_PRIVATE, FrameNumbers, FrameSet, Stock};
+use super::{Bridges, Draft, FIRST_PRIVATE, FrameNumbers, FrameSet, Stock};
 use crate::error::MemoryError;
 use crate::layout::PAGE_SIZE;
 use crate::room;
@@ -76,13 +76,19 @@ impl Arena {
         Ok(())
     }
 
-    /// The file pages that read zero for ever once nobody holds them, because
-    /// they are never handed out again. Windows may be mapped across those.
-    pub(crate) fn zero_for_ever(&self) -> Range<u64> {
-        if self.refused.is_empty() && !self.astray {
-            return self.root();
-        }
-        0..0 // some may still hold what somebody had there
+    /// What windows may be mapped across: holes of root RAM, which are never
+    /// handed out again, and of images, as long as they are pinned.
+    pub(crate) fn bridges(&self) -> Bridges<'_> {
+        self.numbers.bridges(match self.knows_holes() {
+            true => self.root(),
+            // Some may still hold what somebody had there.
+            false => 0..0,
+        })
+    }
+
+    /// Whether all that nobody holds of root RAM has been given back.
+    pub(crate) fn knows_holes(&self) -> bool {
+        self.refused.is_empty() && !self.astray
     }
 
     /// The file pages of root RAM.
@@ -155,8 +161,59 @@ impl Arena {
         Ok(first.chain(rest))
     }
 
+    /// Begins an image of the RAM pages `pages`. Costs no frames yet.
+    pub(crate) fn draft(&mut self, pages: Range<u64>) -> Result<Draft, MemoryError> {
+        self.retire_images();
+        let wanted = pages.end - pages.start;
+        let numbers = self.numbers.begin_image(&pages)?;
+        let numbers = numbers.ok_or(MemoryError::OutOfFrames { wanted })?;
+        Ok(Draft::new(pages, numbers.start))
+    }
+
+    /// Copies the file pages `sources` to where the RAM pages from `page` on lie
+    /// in `draft`. After an error it can only be [discarded](Self::discard).
+    pub(crate) fn fill(
+        &mut self,
+        draft: &mut Draft,
+        page: u64,
+        sources: &[u64],
+    ) -> Result<(), MemoryError> {
+        let pages = room::collect(sources.iter().map(|source| self.page(*source)))?;
+        let count = pages.len() as u64;
+        let written = self.file.write_pages(draft.file_page(page), &pages);
+        written.map_err(|source| MemoryError::os("copy pages into an image", count, source))?;
+        draft.filled += count;
+        self.in_stock += count;
+        Ok(())
+    }
+
+    /// The frames of `draft`, which are `held`, belong to a list now.
+    pub(crate) fn keep(&mut self, draft: &Draft, held: impl Iterator<Item = Range<u64>>) {
+        self.in_stock -= draft.filled;
+        self.numbers.finish_image(&draft.numbers(), held);
+    }
+
+    /// Gives back all of `draft`.
+    pub(crate) fn discard(&mut self, draft: &Draft) {
+        self.in_stock -= draft.filled;
+        self.numbers.give_up_image(&draft.numbers());
+        self.free_run(draft.numbers());
+    }
+
+    /// Gives back the numbers of images that nobody needs, and frames that were
+    /// committed there by reading holes.
+    pub(crate) fn retire_images(&mut self) {
+        while let Some(image) = self.numbers.take_idle_image() {
+            self.free_run(image);
+        }
+    }
+
     fn take(&mut self, count: u64) -> Result<Range<u64>, MemoryError> {
-        let pages = self.numbers.take(count);
+        let mut pages = self.numbers.take(count);
+        if pages.is_none() {
+            self.retire_images();
+            pages = self.numbers.take(count);
+        }
         pages.ok_or(MemoryError::OutOfFrames { wanted: count })
     }
 
@@ -180,7 +237,17 @@ impl Arena {
     /// Gives frames back to the host. Nothing may be able to see them.
     pub(crate) fn free(&mut self, frames: FrameSet) {
         self.astray |= frames.is_astray();
-        for run in frames.into_runs() {
+        let mut runs = frames.into_runs();
+        // Pages of an image far apart go in one call: nobody has what lies between.
+        let bridges = self.numbers.bridges(0..0);
+        runs.dedup_by(|next, run| {
+            let joined = bridges.are_holes(&(run.end..next.start));
+            if joined {
+                run.end = next.end;
+            }
+            joined
+        });
+        for run in runs {
             self.free_run(run);
         }
     }
@@ -229,7 +296,7 @@ impl Arena {
         let seek = |source| MemoryError::os("find committed pages", all.end, source);
         let data = self.file.data(all.clone()).map_err(seek)?;
         let stray = without_held(&data, held)?;
-        let numbers = FrameNumbers::all_but(held, self.root().end, all.end)?;
+        let free = self.numbers.free_without(held)?;
         self.frees += 1;
         for run in stray {
             if let Err(error) = self.file.punch(run.clone()) {
@@ -238,18 +305,22 @@ impl Arena {
             }
         }
         self.refused.clear(); // they were among them
-        self.numbers = numbers;
+        self.numbers.hold_only(held, free);
         self.astray = false;
         Ok(())
     }
 
-    /// Gives back what the kernel has committed of root RAM although it is not
-    /// in `held`, ascending runs.
+    /// Gives back what the kernel has committed of root RAM and of images although
+    /// it is not in `held`, ascending runs.
     ///
     /// # Errors
     /// As [`sweep`](Self::sweep).
-    pub(crate) fn sweep_root(&mut self, held: &[Range<u64>]) -> Result<(), MemoryError> {
-        for run in without_held(&self.root_data()?, held)? {
+    pub(crate) fn sweep_holes(&mut self, held: &[Range<u64>]) -> Result<(), MemoryError> {
+        let mut data = self.root_data()?;
+        for image in self.numbers.images() {
+            room::append(&mut data, self.data(image)?)?;
+        }
+        for run in without_held(&data, held)? {
             self.free_run(run);
         }
         Ok(())
@@ -257,9 +328,12 @@ impl Arena {
 
     /// The committed stretches of root RAM.
     pub(crate) fn root_data(&self) -> Result<Vec<Range<u64>>, MemoryError> {
-        let root = self.root();
-        let seek = |source: io::Error| MemoryError::os("find committed pages", root.end, source);
-        self.file.data(root.clone()).map_err(seek)
+        self.data(self.root())
+    }
+
+    fn data(&self, pages: Range<u64>) -> Result<Vec<Range<u64>>, MemoryError> {
+        let seek = |source: io::Error| MemoryError::os("find committed pages", pages.end, source);
+        self.file.data(pages.clone()).map_err(seek)
     }
 
     /// Whether every one of these pages is committed.

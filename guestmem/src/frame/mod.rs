@@ -14,15 +14,24 @@
 //! (instead of one a layer) means that depth costs no file descriptors and
 //! that a frame keeps its number when layers merge.
 //!
+//! What is [flattened](crate::Flattener) lies in an image: a stretch behind root
+//! RAM that is laid out as RAM is, holes and all.
+//!
 //! A page that a guest has written privately has no place in the file: it
 //! belongs to that VM's window. Its number is its page index in the upper
 //! half of the number space, so that runs of them coalesce like others.
 
 mod arena;
+mod draft;
+mod images;
 mod numbers;
 mod stock;
 
 pub(crate) use arena::Arena;
+pub(crate) use draft::Draft;
+#[cfg(any(test, fuzzing))]
+pub(crate) use images::Images;
+pub(crate) use images::{Bridges, ImagePin};
 pub(crate) use numbers::{
     FIRST_PRIVATE, FrameHome, FrameNumbers, FrameSet, file_frame, home, is_private, private_frame,
 };

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use pagelist::FrameId;
 
+use super::images::{Bridges, Images};
 use crate::error::MemoryError;
-use crate::layout::PageIdx;
+use crate::layout::{HUGE_PAGE, PageIdx};
 use crate::ordered::Ordered;
 use crate::room;
 
@@ -62,9 +63,12 @@ pub(crate) fn private_frame(page: PageIdx) -> FrameId {
 pub(crate) struct FrameNumbers {
     root_pages: u64,
     end: u64,
+    /// Numbers that images may take together.
+    most_in_images: u64,
     /// The first number of each stretch, by its end: numbers are taken from the
     /// front, which then needs no memory.
     free: Ordered<u64, u64>,
+    images: Images,
 }
 
 impl FrameNumbers {
@@ -75,32 +79,108 @@ impl FrameNumbers {
     /// # Errors
     /// If there is no memory for it.
     pub(crate) fn new(root_pages: u64, end: u64) -> Result<Self, MemoryError> {
-        Self::all_but(&[], root_pages, end)
+        debug_assert!(root_pages <= end && end <= u64::from(FIRST_PRIVATE));
+        let mut numbers = Self {
+            root_pages,
+            end,
+            // They are mostly holes, and freezing needs numbers too.
+            most_in_images: (end - root_pages) / 4,
+            free: Ordered::default(),
+            images: Images::default(),
+        };
+        numbers.free = numbers.free_without(&[])?;
+        Ok(numbers)
     }
 
-    /// The same with `held`, ascending runs, taken.
+    /// What is free if only `held`, ascending runs, are taken.
     ///
     /// # Errors
-    /// If there is no memory for it.
-    pub(crate) fn all_but(
+    /// If there is no memory for the answer.
+    pub(crate) fn free_without(
+        &self,
         held: &[Range<u64>],
-        root_pages: u64,
-        end: u64,
-    ) -> Result<Self, MemoryError> {
-        debug_assert!(root_pages <= end && end <= u64::from(FIRST_PRIVATE));
+    ) -> Result<Ordered<u64, u64>, MemoryError> {
+        let mut taken = room::collect(self.images.ranges())?;
+        room::append(&mut taken, held.iter().cloned())?;
+        taken.sort_unstable_by_key(|run| run.start);
         let mut free = Ordered::default();
-        let mut at = root_pages;
-        for run in held.iter().chain([&(end..end)]) {
+        let mut at = self.root_pages;
+        for run in taken.iter().chain([&(self.end..self.end)]) {
             if at < run.start {
                 free.insert(run.start, at)?;
             }
             at = at.max(run.end);
         }
-        Ok(Self {
-            root_pages,
-            end,
-            free,
-        })
+        Ok(free)
+    }
+
+    /// Only `held`, ascending runs, are taken; `free` is what is free then.
+    pub(crate) fn hold_only(&mut self, held: &[Range<u64>], free: Ordered<u64, u64>) {
+        self.images.hold_only(held);
+        self.free = free;
+    }
+
+    /// Takes numbers for an image of `pages`, which will lie within 2 MiB in
+    /// the file as they do in RAM, so that huge pages fit. `None` if there are
+    /// not enough.
+    ///
+    /// # Errors
+    /// If there is no memory to note it. Nothing has changed then.
+    pub(crate) fn begin_image(
+        &mut self,
+        pages: &Range<u64>,
+    ) -> Result<Option<Range<u64>>, MemoryError> {
+        let count = pages.end - pages.start;
+        let in_images: u64 = self.images.ranges().map(|of| of.end - of.start).sum();
+        if in_images + count > self.most_in_images {
+            return Ok(None);
+        }
+        let in_line = |start: u64| start + (pages.start.wrapping_sub(start)) % HUGE_PAGE;
+        let fits = |(end, start): &(u64, &u64)| in_line(**start) + count <= *end;
+        let Some((_, start)) = self.free.iter().find(fits) else {
+            return Ok(None);
+        };
+        let first = in_line(*start);
+        let numbers = first..first + count;
+        self.images.begin(numbers.clone())?;
+        let taken = self.take_within(numbers.clone());
+        if taken.is_err() {
+            self.images.give_up(first);
+        }
+        taken.map(|_| Some(numbers))
+    }
+
+    /// Of the image of `numbers`, `held` are taken; the others read zero.
+    pub(crate) fn finish_image(
+        &mut self,
+        numbers: &Range<u64>,
+        held: impl Iterator<Item = Range<u64>>,
+    ) {
+        self.images.finish(numbers.start, held);
+    }
+
+    /// `numbers`, of an image that was begun, are to be given back.
+    pub(crate) fn give_up_image(&mut self, numbers: &Range<u64>) {
+        self.images.give_up(numbers.start);
+    }
+
+    /// An image that nobody needs any more is none from now on; its numbers are
+    /// to be given back.
+    pub(crate) fn take_idle_image(&mut self) -> Option<Range<u64>> {
+        self.images.take_idle()
+    }
+
+    /// The images that are finished, ascending.
+    pub(crate) fn images(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.images.filled()
+    }
+
+    /// What may be mapped across, if holes of `root` may be.
+    pub(crate) fn bridges(&self, root: Range<u64>) -> Bridges<'_> {
+        Bridges {
+            root,
+            images: &self.images,
+        }
     }
 
     /// The file pages of root RAM.
@@ -154,33 +234,50 @@ impl FrameNumbers {
         Ok(found)
     }
 
-    /// Gives numbers back. Those of root RAM stay reserved.
+    /// Gives numbers back. Those of root RAM stay reserved, and those of images
+    /// as long as there is the image.
     ///
     /// # Errors
     /// If there is no memory to note it. They stay taken then.
     pub(crate) fn give_back(&mut self, numbers: Range<u64>) -> Result<(), MemoryError> {
-        let (start, end) = (numbers.start.max(self.root_pages), numbers.end);
-        if start >= end {
-            return Ok(());
-        }
-        let before = self.free.get(&start).copied();
-        let first = before.unwrap_or(start);
-        let after = self.free.at_or_after_mut(&(start + 1)).next();
-        match after {
-            Some((_, after)) if *after == end => *after = first,
-            after => {
-                debug_assert!(
-                    after.is_none_or(|(_, after)| end < *after),
-                    "frames {numbers:?} given back twice"
-                );
-                self.free.insert(end, first)?;
+        let Self {
+            images,
+            free,
+            root_pages,
+            ..
+        } = self;
+        let mut noted = Ok(());
+        images.let_go(numbers, |run| {
+            if let Err(error) = add_free(free, run.start.max(*root_pages)..run.end) {
+                noted = Err(error);
             }
-        }
-        if before.is_some() {
-            self.free.remove(&start);
-        }
-        Ok(())
+        });
+        noted
     }
+}
+/// `numbers` become free, together with their neighbours.
+fn add_free(free: &mut Ordered<u64, u64>, numbers: Range<u64>) -> Result<(), MemoryError> {
+    let Range { start, end } = numbers;
+    if start >= end {
+        return Ok(());
+    }
+    let before = free.get(&start).copied();
+    let first = before.unwrap_or(start);
+    let after = free.at_or_after_mut(&(start + 1)).next();
+    match after {
+        Some((_, after)) if *after == end => *after = first,
+        after => {
+            debug_assert!(
+                after.is_none_or(|(_, after)| end < *after),
+                "frames {numbers:?} given back twice"
+            );
+            free.insert(end, first)?;
+        }
+    }
+    if before.is_some() {
+        free.remove(&start);
+    }
+    Ok(())
 }
 
 /// File pages collected one by one, in runs where they are neighbours.
@@ -283,6 +380,43 @@ mod tests {
         );
         assert_eq!(numbers.take(41), None);
         assert_eq!(numbers.take(40), Some(10..50));
+    }
+
+    #[test]
+    fn an_image_is_in_line_and_its_numbers_come_back_with_it() {
+        let mut numbers = FrameNumbers::new(10, 10_010).unwrap();
+        let image = numbers.begin_image(&(700..900)).unwrap().unwrap();
+        assert_eq!(image, 188..388);
+        numbers.finish_image(&image, [190..200, 387..388].into_iter());
+        let larger = numbers.begin_image(&(0..2301)).unwrap();
+        assert_eq!(larger, None, "a quarter at most");
+        assert_eq!(numbers.take(200), Some(388..588));
+        numbers.give_back(195..588).unwrap();
+        assert_eq!(numbers.take(201), Some(388..589));
+        numbers.give_back(190..195).unwrap();
+        assert_eq!(numbers.take_idle_image(), Some(188..388));
+        numbers.give_back(188..388).unwrap();
+        assert_eq!(numbers.take(378), Some(10..388));
+    }
+
+    #[test]
+    fn images_stay_when_all_other_numbers_are_found_again() {
+        let mut numbers = FrameNumbers::new(10, 10_010).unwrap();
+        let image = numbers.begin_image(&(700..900)).unwrap().unwrap();
+        numbers.finish_image(&image, [190..200, 387..388].into_iter());
+        let pins: Vec<_> = numbers.bridges(0..0).pins(190..191).collect();
+        assert_eq!(numbers.take(178), Some(10..188));
+        let held = [20..30, 195..196];
+        let free = numbers.free_without(&held).unwrap();
+        numbers.hold_only(&held, free);
+        assert_eq!(numbers.take(10), Some(10..20));
+        assert_eq!(numbers.take(159), Some(388..547), "not 30..188");
+        assert_eq!(numbers.take(158), Some(30..188));
+        assert!(numbers.bridges(0..0).are_holes(&(190..195)));
+        numbers.give_back(195..196).unwrap();
+        assert_eq!(numbers.take_idle_image(), None);
+        drop(pins);
+        assert_eq!(numbers.take_idle_image(), Some(188..388));
     }
 
     #[test]

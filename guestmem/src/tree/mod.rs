@@ -15,6 +15,8 @@
 //!   layer and leaves it an empty list on top.
 //! * A layer lives while it has children, or while a handle (a snapshot) holds
 //!   it. With one child and no handle it collapses into that child.
+//! * A layer in many pieces is repeated by a **flat** layer above it, which new
+//!   forks go upon (`repack.rs`). To everybody else it is a layer as any.
 //! * A `Marker` is known zero that stops the look-up. It is kept only where a
 //!   page of an ancestor would show through otherwise.
 //!
@@ -35,6 +37,7 @@ mod extents;
 pub(crate) mod model;
 mod node;
 mod plan;
+mod repack;
 mod shape;
 mod sight;
 #[cfg(test)]
@@ -46,8 +49,9 @@ pub(crate) use account::Viewers;
 pub(crate) use content::{Content, FreezePlan, ZeroPart, without};
 pub(crate) use node::{Node, NodeId, Reach, Reading, Role};
 pub(crate) use plan::{MapRun, WindowPlan};
+pub(crate) use repack::Repack;
 use view::KnownViews;
-pub(crate) use view::{Seen, ViewRun, each_page};
+pub(crate) use view::{Seen, Source, ViewRun, each_page};
 
 use crate::error::MemoryError;
 use crate::room;

@@ -10,10 +10,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use super::view::{Seen, each_page};
-use super::{Content, NodeId, Reading, Role, Tree, Viewers, WindowPlan};
-use crate::frame::{FrameHome, FrameNumbers, FrameSet, home};
+use pagelist::PageOrMarker;
+
+use super::view::{Seen, each_page, seen_in};
+use super::{Content, NodeId, Reading, Repack, Role, Tree, Viewers, WindowPlan};
+use crate::frame::{FrameHome, FrameNumbers, FrameSet, ImagePin, file_frame, home};
 use crate::layout::PageIdx;
 
 /// Pages of the root.
@@ -48,6 +51,9 @@ pub(crate) enum Op {
     DropVm { vm: u8 },
     /// A snapshot goes.
     DropSnapshot { snapshot: u8 },
+    /// A snapshot goes over to a flat copy of its layer, if as many forks of it
+    /// would have made that worth it.
+    Flatten { snapshot: u8, forks: u8 },
     /// Everything nobody sees is given back.
     Reclaim,
 }
@@ -57,7 +63,7 @@ impl Op {
     pub(crate) fn from_bytes(bytes: &[u8]) -> impl Iterator<Item = Self> {
         bytes.chunks_exact(4).map(|chunk| {
             let [kind, a, b, c] = [chunk[0], chunk[1], chunk[2], chunk[3]];
-            match kind % 20 {
+            match kind % 22 {
                 0..=5 => Self::Write {
                     vm: a,
                     page: b,
@@ -84,6 +90,10 @@ impl Op {
                 14 => Self::Resize { vm: a, len: b },
                 15 | 16 => Self::DropVm { vm: a },
                 17 => Self::DropSnapshot { snapshot: a },
+                18 | 19 => Self::Flatten {
+                    snapshot: a,
+                    forks: b,
+                },
                 _ => Self::Reclaim,
             }
         })
@@ -114,6 +124,16 @@ impl Eager {
     }
 }
 
+/// What a window shows of the file.
+#[derive(Clone, Debug, Default)]
+struct Shown {
+    /// File pages behind pages; others have nothing beneath.
+    file: BTreeMap<u64, u64>,
+    /// Pages that are private, or have fresh anonymous memory beneath.
+    own: BTreeSet<u64>,
+    _images: Arc<Vec<ImagePin>>,
+}
+
 /// A tree, what its frames hold, and what the oracle says.
 pub(crate) struct World {
     tree: Tree,
@@ -122,6 +142,8 @@ pub(crate) struct World {
     file: BTreeMap<u64, u64>,
     /// Private pages of the windows.
     private: BTreeMap<(NodeId, u64), u64>,
+    /// What windows show that were made long ago.
+    windows: BTreeMap<NodeId, Shown>,
     /// The leaf whose writes go to the file, until it is frozen.
     root: Option<NodeId>,
     vms: Vec<(NodeId, Eager)>,
@@ -169,6 +191,7 @@ impl World {
             numbers: FrameNumbers::new(PAGES, 1 << 20).expect("memory"),
             file: BTreeMap::new(),
             private: BTreeMap::new(),
+            windows: BTreeMap::from([(root, Shown::default())]),
             root: root_in_file.then_some(root),
             vms: vec![(root, eager)],
             snapshots: Vec::new(),
@@ -247,8 +270,74 @@ impl World {
                     self.drop_snapshot(snapshot);
                 }
             }
+            Op::Flatten { snapshot, forks } => {
+                if let Some(snapshot) = pick_snapshot(snapshot) {
+                    self.flatten(snapshot, u64::from(forks));
+                }
+            }
             Op::Reclaim => self.reclaim(),
         }
+    }
+
+    fn flatten(&mut self, snapshot: usize, forks: u64) {
+        self.read_back(Reading::Listed);
+        while let Some(image) = self.numbers.take_idle_image() {
+            self.numbers.give_back(image).expect("memory");
+        }
+        let (layer, eager) = self.snapshots[snapshot].clone();
+        let view = self.tree.layer_view(layer).expect("memory");
+        // So few mappings that windows would need copies.
+        let bridges = self.numbers.bridges(0..PAGES);
+        let repack = Repack::new(&view, &bridges, 5, forks).expect("memory");
+        let Some(repack) = repack else {
+            return;
+        };
+        let span = repack.span();
+        let image = self.numbers.begin_image(&span).expect("memory");
+        let image = image.expect("numbers");
+        let mut list = self.tree.list_above(layer);
+        let mut after = eager;
+        let (mut looked_at, mut held) = (0, Vec::new());
+        for page in repack.runs.into_iter().flatten() {
+            let seen @ Seen::Frame(_) = seen_in(&view, PageIdx(page)) else {
+                continue;
+            };
+            looked_at += 1;
+            let value = self.value_of(layer, seen);
+            let file_page = image.start + (page - span.start);
+            let entry = match value {
+                0 => PageOrMarker::marker(),
+                _ => PageOrMarker::page(file_frame(file_page)),
+            };
+            if value != 0 {
+                assert_eq!(self.file.insert(file_page, value), None, "a frame in use");
+                held.push(file_page..file_page + 1);
+                after.frames.insert(page, Rc::new(value));
+            }
+            let before = list.insert(PageIdx(page).byte_offset(), entry);
+            let _nothing = before.expect("memory").take_frame();
+        }
+        assert_eq!(looked_at, repack.nr_frames);
+        let flat = self.tree.add_flat(layer, list);
+        self.numbers.finish_image(&image, held.into_iter());
+        let held = |(of, _): &&mut (NodeId, Eager)| *of == layer;
+        let mut moved = 0;
+        for snapshot in self.snapshots.iter_mut().filter(held) {
+            *snapshot = (flat, after.clone());
+            self.tree.retain(flat);
+            moved += 1;
+        }
+        (0..moved).for_each(|_| self.release(layer));
+        self.check_plan(flat, &after);
+    }
+
+    /// Forks of a flat layer need no copies.
+    fn check_plan(&mut self, flat: NodeId, eager: &Eager) {
+        let view = self.tree.layer_view(flat).expect("memory");
+        let plan = WindowPlan::new(&view, &self.numbers.bridges(0..PAGES), 5);
+        let plan = plan.expect("memory");
+        assert_eq!(*plan.copies, [], "of {view:?}");
+        self.check_window(&plan, 5, eager);
     }
 
     fn write(&mut self, vm: usize, page: u64, zero: bool) {
@@ -265,6 +354,7 @@ impl World {
             self.file.insert(page, value);
             return;
         }
+        self.owns(leaf, page..page + 1);
         if !self.tree.is_private_in(leaf, PageIdx(page)) {
             let mut freed = FrameSet::default();
             self.tree
@@ -275,12 +365,21 @@ impl World {
         self.private.insert((leaf, page), value);
     }
 
+    /// The window of `leaf` shows nothing else's in `pages` from now on.
+    fn owns(&mut self, leaf: NodeId, pages: impl IntoIterator<Item = u64>) {
+        let window = self.windows.get_mut(&leaf).expect("a leaf has a window");
+        window.own.extend(pages);
+    }
+
     fn zero(&mut self, vm: usize, page: u64, len: u64) {
         let (leaf, eager) = &mut self.vms[vm];
         let leaf = *leaf;
         let start = page % eager.nr_pages;
         let pages = start..(start + 1 + len % 16).min(eager.nr_pages);
         eager.frames.retain(|page, _| !pages.contains(page));
+        if self.root != Some(leaf) {
+            self.owns(leaf, pages.clone());
+        }
         let mut freed = FrameSet::default();
         for part in self.tree.plan_zero(leaf, pages.clone()).expect("memory") {
             self.tree.zero(leaf, &part, &mut freed).expect("memory");
@@ -303,19 +402,37 @@ impl World {
         let reach = self.tree.part_of(layer, pages.clone());
         let eager = eager.part(pages);
         let view = self.tree.view_through(reach).expect("memory");
+        let mut shown = Shown::default();
         for budget in [0, 2, 512] {
-            let plan = WindowPlan::new(&view, &(0..PAGES), budget).expect("memory");
+            let plan = WindowPlan::new(&view, &self.numbers.bridges(0..PAGES), budget);
+            let plan = plan.expect("memory");
             self.check_window(&plan, budget, &eager);
+            if plan.copies.is_empty() {
+                shown = Self::shown(&plan);
+            }
         }
         let leaf = self.tree.add_spare(reach, nr_pages);
         self.tree.use_spare(leaf);
+        self.windows.insert(leaf, shown);
         self.vms.push((leaf, eager));
+    }
+
+    fn shown(plan: &WindowPlan) -> Shown {
+        let runs = plan.maps.iter();
+        let pages = runs.flat_map(|run| run.pages.clone().zip(run.file_pages()));
+        Shown {
+            file: pages.collect(),
+            own: BTreeSet::new(),
+            _images: Arc::clone(&plan.images),
+        }
     }
 
     fn freeze(&mut self, vm: usize) -> NodeId {
         let leaf = self.vms[vm].0;
         if self.root == Some(leaf) {
             self.root = None;
+            let root = self.windows.get_mut(&leaf).expect("a leaf has a window");
+            root.file = (0..PAGES).zip(0..PAGES).collect();
             return self.tree.freeze(leaf);
         }
         // Some were looked at before, and held data then.
@@ -372,6 +489,12 @@ impl World {
             }
         }
         assert_eq!(next, nr_pages);
+        // What it has of its own is copied back, also what collapsed into it.
+        let listed = self.tree.node(leaf).list.iter();
+        let listed: Vec<_> = listed
+            .map(|(offset, _)| PageIdx::containing(offset).0)
+            .collect();
+        self.owns(leaf, listed);
         let mut freed = FrameSet::default();
         self.tree.reset(leaf, &mut freed);
         self.private.retain(|(of, _), _| *of != leaf);
@@ -387,8 +510,12 @@ impl World {
             true => nr_pages.min(PAGES),
             false => nr_pages,
         };
+        let changed = nr_pages.min(eager.nr_pages)..nr_pages.max(eager.nr_pages);
         eager.nr_pages = nr_pages;
         eager.frames.retain(|page, _| *page < nr_pages);
+        if self.root != Some(leaf) {
+            self.owns(leaf, changed);
+        }
         let mut freed = FrameSet::default();
         self.tree
             .resize(leaf, nr_pages, &mut freed)
@@ -401,6 +528,7 @@ impl World {
     fn drop_vm(&mut self, vm: usize) {
         self.read_back(Reading::Listed);
         let (leaf, _) = self.vms.swap_remove(vm);
+        self.windows.remove(&leaf);
         self.root = self.root.filter(|root| *root != leaf);
         let mut freed = FrameSet::default();
         self.tree.remove_leaf(leaf, &mut freed);
@@ -507,7 +635,7 @@ impl World {
     fn check_window(&self, plan: &WindowPlan, budget: usize, eager: &Eager) {
         assert!(plan.maps.len() <= budget);
         let mut shown = BTreeMap::new();
-        for run in plan.maps.iter().chain(&plan.copies) {
+        for run in plan.maps.iter().chain(plan.copies.iter()) {
             for (page, file_page) in run.pages.clone().zip(run.file_page..) {
                 shown.insert(page, self.file.get(&file_page).copied().unwrap_or(0));
             }
@@ -528,6 +656,19 @@ impl World {
                     self.value_of(*id, self.tree.resolve(*id, PageIdx(page)))
                 };
                 assert_eq!(value, eager.value(page), "page {page} of {id:?}");
+            }
+        }
+        for (id, eager) in self.vms.iter().filter(|(id, _)| self.root != Some(*id)) {
+            let window = &self.windows[id];
+            for page in (0..eager.nr_pages).filter(|page| !window.own.contains(page)) {
+                let file_page = window.file.get(&page);
+                let value = file_page.and_then(|page| self.file.get(page));
+                let value = value.copied().unwrap_or(0);
+                assert_eq!(
+                    value,
+                    eager.value(page),
+                    "page {page} in the window of {id:?}"
+                );
             }
         }
     }

@@ -6,10 +6,11 @@
 //! are copied into the window instead. Everything else is anonymous memory.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::view::{Source, ViewRun};
 use crate::error::MemoryError;
-use crate::frame::{FrameHome, home};
+use crate::frame::{Bridges, FrameHome, ImagePin, home};
 use crate::room;
 
 /// Gaps of at most this many pages are bridged even when mappings are not
@@ -29,6 +30,10 @@ impl MapRun {
         self.pages.end - self.pages.start
     }
 
+    pub(crate) fn file_pages(&self) -> Range<u64> {
+        self.file_page..self.file_page + self.nr_pages()
+    }
+
     /// Whether its pages lie in the file as root RAM, the file pages `root`,
     /// does: each at its own offset.
     pub(crate) fn is_in_place(&self, root: &Range<u64>) -> bool {
@@ -38,37 +43,44 @@ impl MapRun {
 
 /// What to map and what to copy so that a window shows a view. Pages in
 /// neither read zero.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct WindowPlan {
     /// Mapped copy-on-write; ascending, at most the budget's number.
-    pub(crate) maps: Vec<MapRun>,
+    pub(crate) maps: Arc<Vec<MapRun>>,
     /// Copied in when the window is made; ascending.
-    pub(crate) copies: Vec<MapRun>,
+    pub(crate) copies: Arc<Vec<MapRun>>,
+    /// Images that may be mapped across.
+    pub(crate) images: Arc<Vec<ImagePin>>,
 }
 
 impl WindowPlan {
-    /// The plan for `view`, with at most `budget` mappings. `root` are the
-    /// file pages that [read zero for ever] once nobody holds them: there, and
-    /// only there, what lies between two visible runs may be mapped with them.
-    ///
-    /// [read zero for ever]: crate::frame::Arena::zero_for_ever
+    /// The plan for `view`, with at most `budget` mappings. What lies between two
+    /// visible runs may be mapped with them where [`Bridges`] says so, and only
+    /// there.
     ///
     /// # Errors
     /// If there is no memory for it.
     pub(crate) fn new(
         view: &[ViewRun],
-        root: &Range<u64>,
+        bridges: &Bridges<'_>,
         budget: usize,
     ) -> Result<Self, MemoryError> {
-        let mut maps = Vec::new();
-        for bridge in [BRIDGE_ALWAYS, u64::MAX] {
-            maps = bridged(view, root, bridge)?;
-            if maps.len() <= budget {
-                return Ok(Self {
-                    maps,
-                    copies: Vec::new(),
-                });
-            }
+        let plan = Self::of(runs_to_map(view, bridges, budget)?, budget)?;
+        let pins = plan.maps.iter().map(|run| bridges.pins(run.file_pages()));
+        Ok(Self {
+            images: Arc::new(room::collect(pins.flatten())?),
+            ..plan
+        })
+    }
+
+    /// The same for a view that shows these runs; keeps no images as they are.
+    pub(super) fn of(mut maps: Vec<MapRun>, budget: usize) -> Result<Self, MemoryError> {
+        if maps.len() <= budget {
+            return Ok(Self {
+                maps: Arc::new(maps),
+                copies: Arc::default(),
+                images: Arc::default(),
+            });
         }
         // The longest keep their mappings; of those as long as the shortest of
         // them, as many as are left.
@@ -88,7 +100,11 @@ impl WindowPlan {
             }
             keeps
         });
-        Ok(Self { maps, copies })
+        Ok(Self {
+            maps: Arc::new(maps),
+            copies: Arc::new(copies),
+            images: Arc::default(),
+        })
     }
 
     /// How many pages show root RAM, the file pages `root`, in its place.
@@ -98,7 +114,25 @@ impl WindowPlan {
     }
 }
 
-fn bridged(view: &[ViewRun], root: &Range<u64>, bridge: u64) -> Result<Vec<MapRun>, MemoryError> {
+/// The runs that a window over `view` shows, bridged as far as `budget` asks
+/// for; there may be more of them.
+pub(super) fn runs_to_map(
+    view: &[ViewRun],
+    bridges: &Bridges<'_>,
+    budget: usize,
+) -> Result<Vec<MapRun>, MemoryError> {
+    let maps = bridged(view, bridges, BRIDGE_ALWAYS)?;
+    if maps.len() <= budget {
+        return Ok(maps);
+    }
+    bridged(view, bridges, u64::MAX)
+}
+
+fn bridged(
+    view: &[ViewRun],
+    bridges: &Bridges<'_>,
+    bridge: u64,
+) -> Result<Vec<MapRun>, MemoryError> {
     let mut maps: Vec<MapRun> = Vec::new();
     // Whether nothing but `Seen::Nothing` lies between the last map and here.
     let mut open = false;
@@ -110,12 +144,15 @@ fn bridged(view: &[ViewRun], root: &Range<u64>, bridge: u64) -> Result<Vec<MapRu
         let FrameHome::File(file_page) = home(first) else {
             unreachable!("a layer holds no private pages");
         };
-        if open && let Some(last) = maps.last_mut() {
+        if let Some(last) = maps.last_mut() {
             let gap = run.pages.start - last.pages.end;
-            let in_root = root.contains(&last.file_page) && root.contains(&file_page);
             let in_line = run.pages.start.wrapping_sub(file_page)
                 == last.pages.start.wrapping_sub(last.file_page);
-            if in_root && in_line && gap <= bridge {
+            let in_root =
+                || open && gap <= bridge && bridges.join_in_root(last.file_page, file_page);
+            // Also beneath a marker, because nothing was ever stored there.
+            let in_image = || bridges.are_holes(&(last.file_pages().end..file_page));
+            if in_line && (in_root() || in_image()) {
                 last.pages.end = run.pages.end;
                 continue;
             }
@@ -133,6 +170,7 @@ fn bridged(view: &[ViewRun], root: &Range<u64>, bridge: u64) -> Result<Vec<MapRu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Images;
     use pagelist::FrameId;
 
     fn frames(pages: Range<u64>, first: u32) -> ViewRun {
@@ -153,31 +191,59 @@ mod tests {
         MapRun { pages, file_page }
     }
 
+    /// Root RAM of 1000 pages.
+    fn bridges(images: &Images) -> Bridges<'_> {
+        Bridges {
+            root: 0..1000,
+            images,
+        }
+    }
+
+    #[test]
+    fn holes_of_an_image_are_bridged_however_long_and_beneath_markers_too() {
+        let mut images = Images::default();
+        images.begin(2000..3000).unwrap();
+        images.finish(2000, [2000..2001, 2500..2501, 2502..2504].into_iter());
+        let view = [
+            frames(10..11, 2000),
+            zero(300..301),
+            frames(510..511, 2500),
+            frames(513..514, 2503),
+        ];
+        let plan = WindowPlan::new(&view, &bridges(&images), 512).unwrap();
+        // Behind page 512 the image has something that is not seen here.
+        assert_eq!(*plan.maps, [map(10..511, 2000), map(513..514, 2503)]);
+    }
+
     #[test]
     fn small_holes_of_root_ram_are_bridged_and_long_ones_are_not() {
+        let images = Images::default();
         let view = [frames(0..4, 0), frames(8..10, 8), frames(500..510, 500)];
-        let plan = WindowPlan::new(&view, &(0..1000), 512).unwrap();
-        assert_eq!(plan.maps, [map(0..10, 0), map(500..510, 500)]);
-        assert_eq!(plan.copies, []);
+        let plan = WindowPlan::new(&view, &bridges(&images), 512).unwrap();
+        assert_eq!(*plan.maps, [map(0..10, 0), map(500..510, 500)]);
+        assert_eq!(*plan.copies, []);
     }
 
     #[test]
     fn a_marker_is_never_bridged_because_the_file_holds_old_data_there() {
+        let images = Images::default();
         let view = [frames(0..4, 0), zero(4..5), frames(5..10, 5)];
-        let plan = WindowPlan::new(&view, &(0..1000), 1).unwrap();
-        assert_eq!(plan.maps, [map(5..10, 5)]);
-        assert_eq!(plan.copies, [map(0..4, 0)]);
+        let plan = WindowPlan::new(&view, &bridges(&images), 1).unwrap();
+        assert_eq!(*plan.maps, [map(5..10, 5)]);
+        assert_eq!(*plan.copies, [map(0..4, 0)]);
     }
 
     #[test]
     fn packed_frames_are_never_bridged_because_others_own_what_lies_between() {
+        let images = Images::default();
         let view = [frames(0..1, 2000), frames(2..3, 2002)];
-        let plan = WindowPlan::new(&view, &(0..1000), 512).unwrap();
+        let plan = WindowPlan::new(&view, &bridges(&images), 512).unwrap();
         assert_eq!(plan.maps.len(), 2);
     }
 
     #[test]
     fn beyond_the_budget_the_shortest_runs_are_copied() {
+        let images = Images::default();
         let view: Vec<_> = (0..8u32)
             .map(|i| {
                 frames(
@@ -186,9 +252,9 @@ mod tests {
                 )
             })
             .collect();
-        let plan = WindowPlan::new(&view, &(0..1000), 3).unwrap();
+        let plan = WindowPlan::new(&view, &bridges(&images), 3).unwrap();
         assert_eq!(
-            plan.maps,
+            *plan.maps,
             [
                 map(500..506, 2100),
                 map(600..607, 2120),
@@ -200,9 +266,10 @@ mod tests {
 
     #[test]
     fn a_long_run_keeps_its_mapping_however_many_short_ones_come_before() {
+        let images = Images::default();
         let short = (0..8u32).map(|i| frames(u64::from(i) * 2..u64::from(i) * 2 + 1, 2000 + 2 * i));
         let view: Vec<_> = short.chain([frames(100..200, 3000)]).collect();
-        let plan = WindowPlan::new(&view, &(0..1000), 4).unwrap();
+        let plan = WindowPlan::new(&view, &bridges(&images), 4).unwrap();
         assert_eq!(plan.maps.len(), 4);
         assert_eq!(plan.maps[3], map(100..200, 3000));
         assert_eq!(plan.copies.len(), 5);

@@ -272,7 +272,7 @@ impl Tree {
 }
 
 /// An empty list that lies as `list` does.
-fn like(list: &PageList) -> PageList {
+pub(super) fn like(list: &PageList) -> PageList {
     let mut empty = PageList::new();
     empty
         .initialize_skew(list.skew(), 0)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pagelist::{FrameId, Run, RunKind, SlotRef};
 
-use super::{FreezePlan, NodeId, Reach, Tree};
+use super::{FreezePlan, NodeId, Reach, Tree, WindowPlan};
 use crate::error::MemoryError;
 use crate::frame::{file_frame, is_private};
 use crate::layout::{PAGE_SIZE, PageIdx};
@@ -71,7 +71,7 @@ impl ViewRun {
     }
 
     /// The part of the run that lies within `pages`, which overlap it.
-    fn within(&self, pages: &Range<u64>) -> Self {
+    pub(crate) fn within(&self, pages: &Range<u64>) -> Self {
         self.part(self.pages.start.max(pages.start)..self.pages.end.min(pages.end))
     }
 
@@ -281,10 +281,42 @@ impl Tree {
         Ok(Arc::new(self.runs_along(reach, 0..nr_pages)?))
     }
 
+    /// Changes whenever a view that was right may have become wrong: of a layer
+    /// that somebody holds, because frames of zeros went out of it.
+    pub(crate) fn view_changes(&self) -> u64 {
+        self.views.changes
+    }
+
+    /// How a window over what `reach` says is made, by `plan` if that is not
+    /// known. It is right as long as the view is: what was a hole stays one.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn known_plan(
+        &mut self,
+        reach: Reach,
+        plan: impl FnOnce(&[ViewRun]) -> Result<WindowPlan, MemoryError>,
+    ) -> Result<WindowPlan, MemoryError> {
+        let view = self.view_through(reach)?;
+        if !reach.is_all_of(self.node(reach.node).nr_pages()) {
+            return plan(&view);
+        }
+        let mut known = self.views.of.iter_mut();
+        let known = known.find(|known| known.layer == reach.node);
+        if let Some(plan) = known.as_ref().and_then(|known| known.plan.as_ref()) {
+            return Ok(plan.clone());
+        }
+        let plan = plan(&view)?;
+        if let Some(known) = known {
+            known.plan = Some(plan.clone());
+        }
+        Ok(plan)
+    }
+
     /// What `layer` sees, remembered for the next fork of it or of what will be
     /// frozen upon it: without that, forks would cost more with every
     /// generation.
-    fn layer_view(&mut self, layer: NodeId) -> Result<Arc<Vec<ViewRun>>, MemoryError> {
+    pub(crate) fn layer_view(&mut self, layer: NodeId) -> Result<Arc<Vec<ViewRun>>, MemoryError> {
         if let Some(known) = self.views.get(layer) {
             return Ok(Arc::clone(known));
         }
@@ -310,7 +342,7 @@ pub(crate) fn each_page(pages: Range<u64>, first: Seen) -> impl Iterator<Item = 
 }
 
 /// What `page` shows in `view`.
-fn seen_in(view: &[ViewRun], page: PageIdx) -> Seen {
+pub(super) fn seen_in(view: &[ViewRun], page: PageIdx) -> Seen {
     let at = view.partition_point(|run| run.pages.end <= page.0);
     match view.get(at) {
         Some(run) if run.pages.start <= page.0 => run.within(&(page.0..page.0 + 1)).source.first(),
@@ -328,13 +360,24 @@ const KEEP_VIEWS: usize = 8;
 /// with them; the views of those below show the same frames as before.
 #[derive(Debug, Default)]
 pub(crate) struct KnownViews {
-    of: Vec<(NodeId, Arc<Vec<ViewRun>>)>,
+    of: Vec<Known>,
+    /// How often all were forgotten.
+    changes: u64,
+}
+
+/// What is known of a layer.
+#[derive(Debug)]
+struct Known {
+    layer: NodeId,
+    view: Arc<Vec<ViewRun>>,
+    /// How windows over it are made.
+    plan: Option<WindowPlan>,
 }
 
 impl KnownViews {
     fn get(&self, layer: NodeId) -> Option<&Arc<Vec<ViewRun>>> {
-        let known = self.of.iter().find(|(id, _)| *id == layer);
-        known.map(|(_, view)| view)
+        let known = self.of.iter().find(|known| known.layer == layer);
+        known.map(|known| &known.view)
     }
 
     /// Without memory for it the view is found anew the next time.
@@ -343,18 +386,23 @@ impl KnownViews {
             self.of.remove(0);
         }
         if self.of.try_reserve(1).is_ok() {
-            self.of.push((layer, view));
+            self.of.push(Known {
+                layer,
+                view,
+                plan: None,
+            });
         }
     }
 
     /// The layer is gone, and its number may be another's.
     pub(crate) fn forget(&mut self, layer: NodeId) {
-        self.of.retain(|(id, _)| *id != layer);
+        self.of.retain(|known| known.layer != layer);
     }
 
     /// Frames have been taken out of layers.
     pub(crate) fn forget_all(&mut self) {
         self.of.clear();
+        self.changes += 1;
     }
 }
 

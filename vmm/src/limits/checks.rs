@@ -94,7 +94,8 @@ impl Family {
         }
     }
 
-    fn may_commit(&self, wanted_bytes: u64) -> Result<(), VmError> {
+    /// Whether so much more may be committed.
+    pub(crate) fn may_commit(&self, wanted_bytes: u64) -> Result<(), VmError> {
         match self.ledger.family_over_for_certain(wanted_bytes) {
             Some(limit) => Err(VmError::WouldExceed {
                 limit,
