@@ -14,8 +14,12 @@ use libfuzzer_sys::fuzz_target;
 mod error;
 #[path = "../../src/layout.rs"]
 mod layout;
+#[path = "../../src/ordered.rs"]
+mod ordered;
 #[path = "../../src/pages.rs"]
 mod pages;
+#[path = "../../src/room.rs"]
+mod room;
 #[path = "../../src/tree/mod.rs"]
 mod tree;
 
