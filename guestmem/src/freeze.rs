@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::blank_window::BlankWindow;
 use crate::copies::Copies;
 use crate::error::MemoryError;
-use crate::frame::{Stock, private_frame};
+use crate::frame::{FrameSet, Stock, private_frame};
 use crate::layout::PageIdx;
 use crate::room;
 use crate::settle::{settle_leaf, shows};
@@ -133,23 +133,38 @@ pub(crate) fn freeze(
         return Ok((state.tree.freeze(leaf), Some(left.window)));
     }
     settle_leaf(state, pagemap, leaf)?;
-    reserve_copies(state, leaf, &prepared.found.copies)?;
-    let plan = look_at_all(state, leaf, &prepared.found.copies)?;
+    let known = &prepared.found.copies;
+    reserve_copies(state, leaf, known)?;
+    let plan = look_at_all(state, leaf, known)?;
+    let (nr_still, still) = plan.still_known(known.len());
     let window = &state.leaves[&leaf].window;
-    let pages = plan.copies.iter();
-    let sources = room::collect(pages.map(|page| window.page(*page).read()))?;
-    let stored = state.arena.store_in(&mut prepared.stock, &sources)?;
+    let read = |page: &PageIdx| window.page(*page).read();
+    let others = room::collect(plan.copies[nr_still..].iter().map(read))?;
+    for (at, page) in still.clone().zip(&plan.copies) {
+        prepared.stock.fill(at, read(page));
+    }
+    let stock = &mut prepared.stock;
+    let (frames, others) = state.arena.store_in(stock, known.len(), &others)?;
+    let frame_at = |at: usize| frames.start + at as u64;
+    let stored = still.map(frame_at).chain(others);
 
     // From here on nothing fails. What was staged is right if only the guest has
     // changed anything since, and nothing that it maps has been given back.
     let as_of = (state.leaves[&leaf].edits, state.arena.frees());
     let staged = prepared.staged.take();
     let staged = staged.filter(|_| prepared.as_of == as_of);
+    let found = std::mem::take(&mut prepared.found);
+    let mut unused = FrameSet::default();
+    for at in &plan.outdated {
+        unused.add_run(frame_at(*at)..frame_at(at + 1));
+    }
     state.note_zeros(leaf, plan.nr_zero());
     state.tree.fill_as_planned(leaf, &plan, stored.clone());
     let layer = state.tree.freeze(leaf);
     let at_leaf = state.leaves.get_mut(&leaf).expect("a leaf has a window");
-    let next = staged.and_then(|staged| moved(at_leaf, &plan, stored.clone(), prepared, staged));
+    let next = staged.and_then(|staged| moved(at_leaf, &plan, stored.clone(), &found, staged));
+    // Not before: what was staged shows these until it has copies.
+    state.arena.free(unused);
     let Some(next) = next else {
         note_copies(&mut at_leaf.copies, &plan, stored);
         return Ok((layer, None));
@@ -165,19 +180,15 @@ fn note_copies(copies: &mut Copies, plan: &FreezePlan, stored: impl Iterator<Ite
     }
 }
 
-/// The leaf in the window `staged`; `None` if it cannot be made to show what it
-/// should.
+/// The leaf in the window `staged`, which shows what was `found`; `None` if there is
+/// no memory to note what differs.
 fn moved(
     at_leaf: &Leaf,
     plan: &FreezePlan,
     stored: impl Iterator<Item = u64>,
-    prepared: &Prepared,
+    found: &FreezePlan,
     staged: Arc<Window>,
 ) -> Option<Leaf> {
-    let found = &prepared.found;
-    if !plan.copies.starts_with(&found.copies) {
-        return None; // frames are not where they were expected
-    }
     let mut next = Leaf {
         zeros_dropped: at_leaf.zeros_dropped,
         ..Leaf::new(staged)
@@ -205,7 +216,7 @@ fn reserve_copies(state: &mut State, leaf: NodeId, done: &[PageIdx]) -> Result<(
 /// What freezing `leaf` has to do; the pages in `data` are known to hold data.
 fn look_at_all(state: &State, leaf: NodeId, data: &[PageIdx]) -> Result<FreezePlan, MemoryError> {
     let window = &state.leaves[&leaf].window;
-    let is_zero = |page| window.page(page).read().is_zero();
+    let is_zero = |at: usize| window.page(data[at]).read().is_zero();
     state.tree.plan_freeze(leaf, data, is_zero, |page, below| {
         let content = window.page(page).read();
         if shows(&state.arena, content, below) {

@@ -145,20 +145,26 @@ impl Arena {
         }
     }
 
-    /// Copies `sources` into frames, packed in order: first into the stock,
-    /// the rest into new ones. Returns their file pages. On an error nothing
-    /// has changed.
+    /// Takes the first `known` frames of the stock, which the caller has filled or
+    /// does now, and copies `sources` into those behind, and into new ones where
+    /// these do not suffice. Returns all their file pages. On an error nothing has
+    /// changed.
     pub(crate) fn store_in(
         &mut self,
         stock: &mut Stock,
+        known: usize,
         sources: &[Page<'_>],
-    ) -> Result<impl Iterator<Item = u64> + Clone + use<>, MemoryError> {
-        let fitting = sources.len().min(stock.nr_left() as usize);
+    ) -> Result<(Range<u64>, impl Iterator<Item = u64> + Clone + use<>), MemoryError> {
+        let fitting = sources.len().min(stock.nr_left() as usize - known);
         let (first, rest) = sources.split_at(fitting);
         let rest = self.store(rest)?;
-        let first = stock.fill(first);
-        self.in_stock -= fitting as u64;
-        Ok(first.chain(rest))
+        for (at, source) in (known..).zip(first) {
+            stock.fill(at, *source);
+        }
+        let known = stock.take(known);
+        let first = stock.take(fitting);
+        self.in_stock -= first.end - known.start;
+        Ok((known, first.chain(rest)))
     }
 
     /// Begins an image of the RAM pages `pages`. Costs no frames yet.

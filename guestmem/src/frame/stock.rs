@@ -37,21 +37,21 @@ impl Stock {
         self.left.end - self.left.start
     }
 
-    /// Copies `sources`, no more than are [left](Self::nr_left), into frames in
-    /// a row.
-    pub(super) fn fill(&mut self, sources: &[Page<'_>]) -> Range<u64> {
-        let count = sources.len() as u64;
-        assert!(count <= self.nr_left(), "{count} of {:?}", self.left);
-        let taken = self.left.start..self.left.start + count;
+    /// Copies `source` into one of the frames that are left, by its place.
+    pub(crate) fn fill(&self, at: usize, source: Page<'_>) {
+        let page = self.left.start + at as u64;
+        assert!(page < self.left.end, "frame {at} of {:?}", self.left);
         if let Some(window) = &self.window {
-            for (page, source) in taken.clone().zip(sources) {
-                window
-                    .page(PageIdx(page - self.mapped_from))
-                    .copy_from(*source);
-            }
+            let frame = window.page(PageIdx(page - self.mapped_from));
+            frame.copy_from(source);
         }
-        self.left.start = taken.end;
-        taken
+    }
+
+    /// Takes the first `count` frames, no more than are left.
+    pub(super) fn take(&mut self, count: usize) -> Range<u64> {
+        let end = self.left.start + count as u64;
+        assert!(end <= self.left.end, "{count} of {:?}", self.left);
+        std::mem::replace(&mut self.left.start, end)..end
     }
 
     /// What is left is somebody else's to give back.

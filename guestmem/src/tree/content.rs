@@ -27,8 +27,12 @@ pub(crate) enum Content {
 /// What a freeze does to the private pages of a leaf.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct FreezePlan {
-    /// Copied into new frames, packed in this order.
+    /// Copied into new frames, in this order: those that were known before come
+    /// first.
     pub(crate) copies: Vec<PageIdx>,
+    /// Places in the list of those that were known, ascending: they hold no data
+    /// any more.
+    pub(crate) outdated: Vec<usize>,
     /// Known zero from now on, over something.
     pub(crate) zeroes: Vec<PageIdx>,
     /// Nothing of the leaf's own any more; what shows instead.
@@ -54,14 +58,22 @@ impl FreezePlan {
         copied.chain(zeroed).chain(self.same.iter().copied())
     }
 
-    /// The same for those pages only with which `found`, an earlier plan whose
-    /// copies come first in this one, did something else or nothing.
+    /// How many of the `known` copies of an earlier plan are copies still, and
+    /// where they are in that plan.
+    pub(crate) fn still_known(&self, known: usize) -> (usize, impl Iterator<Item = usize> + Clone) {
+        let still = (0..known).filter(|at| self.outdated.binary_search(at).is_err());
+        (known - self.outdated.len(), still)
+    }
+
+    /// The same as [`shown`](Self::shown) for those pages only with which `found`,
+    /// an earlier plan whose copies were known to this one, did something else or
+    /// nothing.
     pub(crate) fn shown_otherwise(
         &self,
         found: &Self,
         stored: impl Iterator<Item = u64>,
     ) -> impl Iterator<Item = (PageIdx, Seen)> {
-        let known = found.copies.len();
+        let (known, _) = self.still_known(found.copies.len());
         let frames = stored.skip(known).map(|page| Seen::Frame(file_frame(page)));
         let copied = self.copies.iter().copied().skip(known).zip(frames);
         let zeroed = self.zeroes.iter().map(|page| (*page, Seen::Zero));
@@ -266,7 +278,8 @@ impl Tree {
 
     /// What freezing `leaf` has to do, as `look` finds the pages: it is told
     /// what lies below each. Those in `data`, ascending, come first, and are
-    /// taken to differ from it without a look: `is_zero` is all that is asked.
+    /// taken to differ from it without a look: `is_zero` is all that is asked, by
+    /// their place in `data`.
     ///
     /// # Errors
     /// If there is no memory for the plan.
@@ -274,18 +287,21 @@ impl Tree {
         &self,
         leaf: NodeId,
         data: &[PageIdx],
-        is_zero: impl Fn(PageIdx) -> bool,
+        is_zero: impl Fn(usize) -> bool,
         mut look: impl FnMut(PageIdx, Seen) -> Content,
     ) -> Result<FreezePlan, MemoryError> {
         let mut plan = FreezePlan::default();
-        for page in data.iter().copied() {
-            if self.is_private_in(leaf, page) {
-                match is_zero(page) {
-                    true if self.below(leaf, page) == Seen::Nothing => {
-                        room::push(&mut plan.same, (page, Seen::Nothing))?;
-                    }
-                    true => room::push(&mut plan.zeroes, page)?,
-                    false => room::push(&mut plan.copies, page)?,
+        for (at, page) in data.iter().copied().enumerate() {
+            let is_private = self.is_private_in(leaf, page);
+            if is_private && !is_zero(at) {
+                room::push(&mut plan.copies, page)?;
+                continue;
+            }
+            room::push(&mut plan.outdated, at)?;
+            if is_private {
+                match self.below(leaf, page) {
+                    Seen::Nothing => room::push(&mut plan.same, (page, Seen::Nothing))?,
+                    _ => room::push(&mut plan.zeroes, page)?,
                 }
             }
         }

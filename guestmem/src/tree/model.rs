@@ -438,7 +438,7 @@ impl World {
         // Some were looked at before, and held data then.
         let private = self.tree.private_pages(leaf);
         let known: Vec<_> = private.filter(|page| page.0 % 3 == 0).collect();
-        let is_zero = |page: PageIdx| self.private[&(leaf, page.0)] == 0;
+        let is_zero = |at: usize| self.private[&(leaf, known[at].0)] == 0;
         let plan = self.tree.plan_freeze(leaf, &known, is_zero, |page, below| {
             assert!(!known.contains(&page), "{page:?} is known already");
             let value = self.private[&(leaf, page.0)];
@@ -450,6 +450,12 @@ impl World {
             }
         });
         let plan = plan.expect("memory");
+        let (count, still) = plan.still_known(known.len());
+        assert!(
+            still
+                .map(|at| known[at])
+                .eq(plan.copies[..count].iter().copied())
+        );
         let stored = match plan.copies.len() as u64 {
             0 => 0..0,
             count => self.numbers.take(count).expect("numbers"),
