@@ -9,7 +9,7 @@ use guest_images::Guest;
 use guest_images::worker::command;
 use tests::{REFUSED, Worker, builder, kvm, output, run_to_end};
 use vm_memory::{Bytes, GuestAddress};
-use vmm::{Event, Vm, VmError};
+use vmm::{Event, PAGE_SIZE, Vm, VmError};
 
 /// Lets a running VM get somewhere. Nothing depends on how far.
 const A_WHILE: Duration = Duration::from_millis(2);
@@ -75,6 +75,35 @@ fn a_fork_of_a_running_counter_continues_exactly_in_parent_and_child() {
             vm.number(),
             output(vm)
         );
+    }
+}
+
+#[test]
+fn a_fork_of_a_guest_that_writes_to_much_of_its_own_memory_loses_no_write() {
+    let Some(host) = kvm() else { return };
+    const PAGES: u64 = 1000;
+    let template = builder(&host, Guest::Churn).cmdline(format!("writes=3000000 pages={PAGES}"));
+    let template = template.build().unwrap();
+    assert_eq!(template.run().unwrap(), Event::Ready);
+    let parent = template.fork().unwrap();
+    let progress = GuestAddress(Guest::Churn.free_start() + PAGES * PAGE_SIZE);
+    let steps = || parent.guest_ram().read_obj::<u64>(progress).unwrap();
+    parent.resume().unwrap();
+    let mut children = Vec::new();
+    while children.len() < 8 {
+        // So many pages of its own by then that they are copied while it writes.
+        let enough = steps() + 2 * PAGES;
+        while steps() < enough && parent.wait_for(A_WHILE / 20).is_none() {}
+        match parent.fork() {
+            Ok(child) => children.push(child),
+            Err(VmError::Ended(_)) if !children.is_empty() => break, // on a busy host
+            Err(error) => panic!("{error}: {}", output(&parent)),
+        }
+    }
+    // Each checks all that it reads.
+    assert_eq!(parent.wait(), Event::Exited(0), "{}", output(&parent));
+    for child in children {
+        assert_eq!(run_to_end(&child), Event::Exited(0), "{}", output(&child));
     }
 }
 

@@ -160,3 +160,47 @@ fn whichever_system_call_fails_nothing_is_lost_and_trying_again_works() {
         assert!(calls > 20, "only {calls} system calls were made");
     }
 }
+
+/// A freeze of so much that it is copied while the VM runs, in which one system
+/// call fails. Returns whether there were so many.
+fn freeze_ahead(calls: u64) -> bool {
+    const WRITTEN: u64 = 400;
+    let layout = RamLayout::new(2 * WRITTEN * PAGE_SIZE).unwrap();
+    let mut ram = Ram::new(layout, Backing::Anon).unwrap();
+    let tree = Arc::clone(ram.tree());
+    let show = |ram: &Ram| {
+        let memory = ram.guest_ram();
+        let word = |page| memory.read_obj(GuestAddress(page * PAGE_SIZE)).unwrap();
+        (0..2 * WRITTEN).map(word).collect::<Vec<u64>>()
+    };
+    (0..WRITTEN).for_each(|page| set(&ram, page, 1 + page));
+
+    fault::fail_after(calls);
+    let mut prepared = until_it_works(|| ram.prepare_freeze(), || {});
+    prepared.copy_ahead();
+    (100..300).for_each(|page| set(&ram, page, 1000 + page));
+    let stage = || ram.stage(&mut prepared, &BlankWindow::new(layout)?);
+    assert!(until_it_works(stage, || {}).is_some());
+    prepared.copy_ahead();
+    (0..10).for_each(|page| set(&ram, 50 * page, page));
+    let before = show(&ram);
+    let (layer, _) = until_it_works(|| ram.freeze(&mut prepared), || {});
+    let failed = fault::stop();
+
+    assert_eq!(show(&ram), before);
+    assert_eq!(show(&layer.fork().unwrap()), before);
+    drop(prepared);
+    tree.check_invariants();
+    drop((ram, layer));
+    assert_eq!(tree.stats().unwrap().frames(), 0);
+    failed
+}
+
+#[test]
+fn whichever_system_call_fails_what_was_copied_ahead_is_what_there_was() {
+    let mut calls = 0;
+    while freeze_ahead(calls) {
+        calls += 1;
+    }
+    assert!(calls > 10, "only {calls} system calls were made");
+}

@@ -4,7 +4,9 @@
 //!
 //! ```text
 //!   prepare   the VM runs: list what is private, look at it, allocate frames
+//!   copy      the VM runs: fill the frames, if they are many
 //!   stage     the VM runs: make the window that it will go on in, if it is to move
+//!   copy      the VM runs: fill those again that have been written since
 //!   freeze    the VM stands still: copy what is private into the frames; move
 //! ```
 //!
@@ -21,12 +23,13 @@ use crate::copies::Copies;
 use crate::error::MemoryError;
 use crate::frame::{FrameSet, Stock, private_frame};
 use crate::layout::PageIdx;
+use crate::precopy::{self, Precopy};
 use crate::room;
 use crate::settle::{settle_leaf, shows};
 use crate::state::{Leaf, State};
 use crate::sys::pagemap::Pagemap;
 use crate::tree::{Content, FreezePlan, NodeId, without};
-use crate::window::{Window, Writes};
+use crate::window::{RetiredWindow, Window, Writes};
 
 /// Copies that a freeze may leave in a window: where there would be more, the
 /// VM moves to another. Comparing so many takes about as long as moving.
@@ -54,6 +57,45 @@ pub(crate) struct Prepared {
     pub(crate) moves: bool,
     /// The window that it moves to.
     staged: Option<Arc<Window>>,
+    /// The window that it has now.
+    window: Option<Arc<Window>>,
+    /// Copies of what was found, if there are any yet.
+    ahead: Option<Precopy>,
+}
+
+impl Prepared {
+    /// Copies what was found into the stock, if there is much of it, or what has
+    /// been written since that was done.
+    pub(crate) fn copy_ahead(&mut self, pagemap: &Pagemap) {
+        let pages = &self.found.copies;
+        let Some(window) = self
+            .window
+            .as_ref()
+            .filter(|_| pages.len() >= precopy::LEAST)
+        else {
+            return;
+        };
+        let stock = &self.stock;
+        let copied = match self.ahead.take() {
+            None => Precopy::begin(pagemap, window, pages, stock),
+            Some(mut ahead) => ahead.catch_up(pagemap, pages, stock).map(|()| ahead),
+        };
+        match copied {
+            Ok(ahead) => self.ahead = Some(ahead),
+            Err(error) => log::debug!("all is copied while the VM stands still: {error}"),
+        }
+    }
+
+    /// By place, which of the pages found are in their frames as they are now in
+    /// `window`, whose VM stands still. Empty if none is.
+    fn copied(&self, pagemap: &Pagemap, window: &Arc<Window>) -> Vec<bool> {
+        let ahead = self.ahead.as_ref().filter(|ahead| ahead.is_of(window));
+        let unwritten = ahead.map(|ahead| ahead.unwritten(pagemap, &self.found.copies));
+        unwritten.unwrap_or(Ok(Vec::new())).unwrap_or_else(|error| {
+            log::debug!("all is copied once more: {error}");
+            Vec::new()
+        })
+    }
 }
 
 /// Does what can be done of freezing `leaf` while its VM runs.
@@ -70,7 +112,7 @@ pub(crate) fn prepare(
     }
     settle_leaf(state, pagemap, leaf)?;
     reserve_copies(state, leaf, &[])?;
-    let found = look_at_all(state, leaf, &[])?;
+    let found = look_at_all(state, leaf, &[], |_| false)?;
     let known = found.copies.len() as u64;
     // What is private now has been noted as a copy to be.
     let at_leaf = &state.leaves[&leaf];
@@ -80,6 +122,8 @@ pub(crate) fn prepare(
         as_of: (at_leaf.edits, state.arena.frees()),
         moves: at_leaf.copies.iter().nth(MOST_COPIES).is_some(),
         staged: None,
+        window: Some(Arc::clone(&at_leaf.window)),
+        ahead: None,
     })
 }
 
@@ -120,7 +164,7 @@ pub(crate) fn freeze(
     pagemap: &Pagemap,
     leaf: NodeId,
     prepared: &mut Prepared,
-) -> Result<(NodeId, Option<Arc<Window>>), MemoryError> {
+) -> Result<(NodeId, Option<RetiredWindow>), MemoryError> {
     state.tree.reserve_node(None)?;
     if state.leaves[&leaf].window.writes() == Writes::ToFile {
         let staged = prepared.staged.take().ok_or(MemoryError::NotStaged)?;
@@ -130,18 +174,23 @@ pub(crate) fn freeze(
             ..Leaf::new(staged)
         };
         let left = std::mem::replace(at_leaf, next);
-        return Ok((state.tree.freeze(leaf), Some(left.window)));
+        let left = RetiredWindow::new(left.window, None);
+        return Ok((state.tree.freeze(leaf), Some(left)));
     }
     settle_leaf(state, pagemap, leaf)?;
     let known = &prepared.found.copies;
     reserve_copies(state, leaf, known)?;
-    let plan = look_at_all(state, leaf, known)?;
-    let (nr_still, still) = plan.still_known(known.len());
     let window = &state.leaves[&leaf].window;
+    let copied = prepared.copied(pagemap, window);
+    let is_copied = |at: usize| copied.get(at).is_some_and(|copied| *copied);
+    let plan = look_at_all(state, leaf, known, is_copied)?;
+    let (nr_still, still) = plan.still_known(known.len());
     let read = |page: &PageIdx| window.page(*page).read();
     let others = room::collect(plan.copies[nr_still..].iter().map(read))?;
     for (at, page) in still.clone().zip(&plan.copies) {
-        prepared.stock.fill(at, read(page));
+        if !is_copied(at) {
+            prepared.stock.fill(at, read(page));
+        }
     }
     let stock = &mut prepared.stock;
     let (frames, others) = state.arena.store_in(stock, known.len(), &others)?;
@@ -154,6 +203,7 @@ pub(crate) fn freeze(
     let staged = prepared.staged.take();
     let staged = staged.filter(|_| prepared.as_of == as_of);
     let found = std::mem::take(&mut prepared.found);
+    prepared.window = None;
     let mut unused = FrameSet::default();
     for at in &plan.outdated {
         unused.add_run(frame_at(*at)..frame_at(at + 1));
@@ -170,7 +220,8 @@ pub(crate) fn freeze(
         return Ok((layer, None));
     };
     let left = std::mem::replace(at_leaf, next);
-    Ok((layer, Some(left.window)))
+    let tracking = prepared.ahead.take().map(Precopy::into_tracking);
+    Ok((layer, Some(RetiredWindow::new(left.window, tracking))))
 }
 
 /// The private pages of a leaf are copies now.
@@ -213,10 +264,16 @@ fn reserve_copies(state: &mut State, leaf: NodeId, done: &[PageIdx]) -> Result<(
     pages.try_for_each(|page| copies.reserve(page, private_frame(page)))
 }
 
-/// What freezing `leaf` has to do; the pages in `data` are known to hold data.
-fn look_at_all(state: &State, leaf: NodeId, data: &[PageIdx]) -> Result<FreezePlan, MemoryError> {
+/// What freezing `leaf` has to do. The pages in `data` are known to have held data,
+/// and to hold it still where `is_copied` says so by their place.
+fn look_at_all(
+    state: &State,
+    leaf: NodeId,
+    data: &[PageIdx],
+    is_copied: impl Fn(usize) -> bool,
+) -> Result<FreezePlan, MemoryError> {
     let window = &state.leaves[&leaf].window;
-    let is_zero = |at: usize| window.page(data[at]).read().is_zero();
+    let is_zero = |at: usize| !is_copied(at) && window.page(data[at]).read().is_zero();
     state.tree.plan_freeze(leaf, data, is_zero, |page, below| {
         let content = window.page(page).read();
         if shows(&state.arena, content, below) {

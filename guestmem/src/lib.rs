@@ -55,6 +55,7 @@ mod layout;
 mod measured;
 mod ordered;
 mod pages;
+mod precopy;
 mod ram;
 mod ram_window;
 mod reset;

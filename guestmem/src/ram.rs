@@ -163,7 +163,7 @@ impl Ram {
             self.window = Arc::clone(&state.leaves[&leaf].window);
         }
         let layer = Layer::new(tree, &mut state, layer, self.layout);
-        Ok((layer, left.map(RetiredWindow::new)))
+        Ok((layer, left))
     }
 
     /// Whether [`reset`](Self::reset) to `layer` can be done in this window.
@@ -309,6 +309,18 @@ impl PreparedFreeze {
     /// after a few freezes without moving.
     pub fn wants_window(&self) -> bool {
         self.prepared.moves
+    }
+
+    /// Copies what will have to be copied, if that is a lot, and what has been
+    /// written since the last call. For a VM that runs: once before its window is
+    /// staged, and again right before it is stopped, so that only what it writes
+    /// afterwards is left for the pause. The guest is slowed down meanwhile: it
+    /// faults its pages in again.
+    ///
+    /// Where the kernel cannot tell what is written (Linux 6.7, and userfaultfd(2)
+    /// not forbidden), all is copied in the pause.
+    pub fn copy_ahead(&mut self) {
+        self.prepared.copy_ahead(self.claim.tree.pagemap());
     }
 }
 

@@ -24,6 +24,7 @@ use crate::frame::{Arena, ImagePin};
 use crate::layout::{PageIdx, RamLayout, RamRegion};
 use crate::sys::mapping::{Mapping, Sharing};
 use crate::sys::page::WritablePage;
+use crate::sys::write_tracking::WriteTracking;
 use crate::tree::{MapRun, WindowPlan};
 
 /// Where guest writes through a window end up.
@@ -143,6 +144,8 @@ impl Window {
 #[derive(Debug)]
 pub struct RetiredWindow {
     window: Arc<Window>,
+    /// Given up after the window, because it takes no time then.
+    _tracking: Option<WriteTracking>,
     /// Pages before this one have been let go.
     next: u64,
 }
@@ -151,8 +154,12 @@ pub struct RetiredWindow {
 const SLICE: u64 = 256;
 
 impl RetiredWindow {
-    pub(crate) fn new(window: Arc<Window>) -> Self {
-        Self { window, next: 0 }
+    pub(crate) fn new(window: Arc<Window>, tracking: Option<WriteTracking>) -> Self {
+        Self {
+            window,
+            _tracking: tracking,
+            next: 0,
+        }
     }
 
     /// Lets go of the next MiB; whether there is more. `bound` is how many

@@ -386,16 +386,18 @@ fn staging_a_window_is_refused_or_done() {
     fails_cleanly(limits, prepare, stage, Life::check);
 }
 
+fn freeze_prepared(life: &mut Life, prepared: &mut PreparedFreeze) -> Result<(), MemoryError> {
+    let (layer, _) = life.child.as_mut().unwrap().freeze(prepared)?;
+    life.third = Some(layer);
+    Ok(())
+}
+
 #[test]
 fn a_freeze_is_refused_or_done() {
-    let freeze = |life: &mut Life, prepared: &mut PreparedFreeze| {
-        let (layer, _) = life.child.as_mut().unwrap().freeze(prepared)?;
-        life.third = Some(layer);
-        Ok(())
-    };
+    let freeze = freeze_prepared;
     let check = |life: &Life| {
         life.check();
-        shows(&life.third.as_ref().unwrap().fork().unwrap(), of_child);
+        shows(&life.third.as_ref().unwrap().fork().unwrap(), life.shows);
     };
     let limits = (NOT_HANDLES, Leaves::Nothing);
     fails_cleanly(limits, prepare, freeze, check);
@@ -408,6 +410,37 @@ fn a_freeze_is_refused_or_done() {
     };
     let limits = (NOT_HANDLES, Leaves::Unstaged);
     fails_cleanly(limits, in_a_staged_window, freeze, check);
+}
+
+#[test]
+fn a_freeze_of_what_was_copied_ahead_is_refused_or_done() {
+    fn of_its_own(page: u64) -> u64 {
+        1_000_000 + page
+    }
+    let written = |life: &mut Life| {
+        write(life.child(), 1, of_its_own);
+        life.shows = of_its_own;
+        let mut prepared = prepare(life);
+        stage(life, &mut prepared).unwrap();
+        prepared
+    };
+    let copied = |life: &mut Life| {
+        let mut prepared = written(life);
+        prepared.copy_ahead();
+        write(life.child(), 3, of_its_own);
+        prepared
+    };
+    let copy_and_freeze = |life: &mut Life, prepared: &mut PreparedFreeze| {
+        prepared.copy_ahead();
+        freeze_prepared(life, prepared)
+    };
+    let check = |life: &Life| {
+        life.check();
+        shows(&life.third.as_ref().unwrap().fork().unwrap(), of_its_own);
+    };
+    let limits = (NOT_HANDLES, Leaves::Unstaged);
+    fails_cleanly(limits, written, copy_and_freeze, check);
+    fails_cleanly(limits, copied, freeze_prepared, check);
 }
 
 #[test]

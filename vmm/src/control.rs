@@ -51,14 +51,22 @@ impl Remains {
 }
 
 impl Ahead {
-    /// Makes what freezing `machine` needs.
+    /// Makes what freezing `machine` needs. If it runs, as much as can be is done
+    /// while it does.
     pub(crate) fn prepare(machine: &Machine) -> Result<Self, VmError> {
         let mut prepared = machine.ram().prepare_freeze()?;
+        let runs = machine.gate.is_running();
+        if runs {
+            prepared.copy_ahead();
+        }
         let mut next = None;
         if prepared.wants_window() {
             let bound = machine.family.shell()?;
             let window = machine.ram().stage(&mut prepared, bound.window())?;
             next = window.map(|window| bound.with(window));
+        }
+        if runs {
+            prepared.copy_ahead();
         }
         Ok(Self { prepared, next })
     }

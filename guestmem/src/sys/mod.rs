@@ -3,6 +3,7 @@
 //! * [`mapping`]: address ranges of our own, and what is mapped into them
 //! * [`memfd`]: the sparse file that frames live in
 //! * [`pagemap`]: which pages of a range the kernel has made private
+//! * [`write_tracking`]: noticing which pages are written
 //! * [`fault`]: making any of it fail, in tests
 //! * [`page`]: reading, comparing, copying and clearing single pages
 //!
@@ -22,3 +23,4 @@ pub(crate) mod mapping;
 pub(crate) mod memfd;
 pub(crate) mod page;
 pub(crate) mod pagemap;
+pub(crate) mod write_tracking;

@@ -17,6 +17,7 @@ use super::fault;
 use super::mapping::Mapping;
 use crate::layout::{PAGE_SIZE, PageIdx};
 
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
@@ -49,6 +50,9 @@ struct ScanArg {
     return_mask: u64,
 }
 
+/// Pages that are reported are write-protected as well.
+const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
+
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = {
     let size = size_of::<ScanArg>() as libc::c_ulong;
@@ -73,6 +77,19 @@ enum Walk {
     Long,
     /// Some 100 µs at a time: for whoever should not be noticed.
     Short,
+}
+
+/// Which private pages are looked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wanted {
+    /// Those that are not protected: written since they were, or mapped anew.
+    Written,
+    /// The same; from now on they are protected, where that can be
+    /// ([`WriteTracking`](super::write_tracking::WriteTracking)). Others are left
+    /// out.
+    WrittenToProtect,
+    /// Those that are protected still.
+    Unwritten,
 }
 
 /// The page tables of this process.
@@ -121,6 +138,29 @@ impl Pagemap {
         Ok(count)
     }
 
+    /// Calls `found` for runs of pages of `mapping` among `pages` that are private
+    /// and `wanted`, ascending; neighbours may come apart.
+    pub(crate) fn each_wanted_run(
+        &self,
+        mapping: &Mapping,
+        pages: Range<PageIdx>,
+        wanted: Wanted,
+        found: impl FnMut(Range<PageIdx>),
+    ) -> io::Result<()> {
+        let (flags, not) = match wanted {
+            Wanted::Written => (0, NOT_PRIVATE),
+            Wanted::WrittenToProtect => (PM_SCAN_WP_MATCHING, NOT_PRIVATE),
+            Wanted::Unwritten => (0, NOT_PRIVATE | PAGE_IS_WRITTEN),
+        };
+        let filter = ScanArg {
+            flags,
+            category_inverted: not,
+            category_mask: NOT_PRIVATE | PAGE_IS_WRITTEN,
+            ..ScanArg::default()
+        };
+        self.each_run(mapping, pages, &filter, found, || ())
+    }
+
     /// Calls `found` for runs of private pages among the first `nr_pages`,
     /// ascending; neighbours may come apart.
     fn each_private_run(
@@ -128,20 +168,40 @@ impl Pagemap {
         mapping: &Mapping,
         nr_pages: u64,
         walk: Walk,
-        mut found: impl FnMut(Range<PageIdx>),
-        mut between: impl FnMut(),
+        found: impl FnMut(Range<PageIdx>),
+        between: impl FnMut(),
     ) -> io::Result<()> {
-        fault::injected()?;
-        let base = mapping.base().addr().get() as u64;
-        let end = base + nr_pages.min(mapping.nr_pages()) * PAGE_SIZE;
         // A short walk has to end at pages of all kinds: the kernel counts only
         // those that it is to report.
         let (not, max_pages) = match walk {
             Walk::Long => (NOT_PRIVATE, 0),
             Walk::Short => (0, SHORT),
         };
+        let filter = ScanArg {
+            max_pages,
+            category_inverted: not,
+            category_mask: not,
+            ..ScanArg::default()
+        };
+        let pages = PageIdx(0)..PageIdx(nr_pages);
+        self.each_run(mapping, pages, &filter, found, between)
+    }
+
+    /// Calls `found` for runs of private pages among `pages` that `filter` lets
+    /// through.
+    fn each_run(
+        &self,
+        mapping: &Mapping,
+        pages: Range<PageIdx>,
+        filter: &ScanArg,
+        mut found: impl FnMut(Range<PageIdx>),
+        mut between: impl FnMut(),
+    ) -> io::Result<()> {
+        fault::injected()?;
+        let base = mapping.base().addr().get() as u64;
+        let end = base + pages.end.0.min(mapping.nr_pages()) * PAGE_SIZE;
         let mut regions = [PageRegion::default(); BATCH];
-        let mut at = base;
+        let mut at = base + pages.start.byte_offset();
         while at < end {
             let mut arg = ScanArg {
                 size: size_of::<ScanArg>() as u64,
@@ -149,12 +209,9 @@ impl Pagemap {
                 end,
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: BATCH as u64,
-                max_pages,
-                category_inverted: not,
-                category_mask: not,
                 category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                 return_mask: NOT_PRIVATE,
-                ..ScanArg::default()
+                ..*filter
             };
             // SAFETY: `arg` and the `vec_len` regions it points at are ours
             // and outlive the call; the kernel writes nothing else.

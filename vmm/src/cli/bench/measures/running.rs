@@ -120,7 +120,7 @@ fn with_private_pages(
     pages: u64,
     rounds: usize,
     most: f64,
-) -> Result<[Row; 2], Failure> {
+) -> Result<[Row; 3], Failure> {
     let bytes = bench.effort.sizes(&[256])[0] << 20;
     let content = subject::fill((bench.effort.content_mib() << 20) / vmm::PAGE_SIZE);
     let snapshot = subject::boot(&bench.host, bytes, &[content])?.snapshot()?;
@@ -142,6 +142,7 @@ fn with_private_pages(
     Ok([
         row("fork-running-pause", costs.pauses).target(Target::AtMost(most)),
         row("fork-running-hold", costs.holds),
+        row("fork-running-call", costs.calls),
     ])
 }
 
