@@ -11,38 +11,54 @@ type Job = Box<dyn FnOnce() + Send>;
 /// Takes down what machines have left behind. Unmapping a touched gigabyte
 /// takes tens of milliseconds; a fork that moves to a new shell must not wait
 /// for the old one to go.
-static REAPER: Worker = Worker::new("vm-reaper", Duration::ZERO);
+static REAPER: Worker = Worker::new("vm-reaper");
 
 /// Makes what forks will need next. Not the reaper's thread, which may be busy
-/// for long. It stays up for a while after each job: waking it would be half of
-/// what a fork from a pool costs.
-static BUILDER: Worker = Worker::new("vm-builder", Duration::from_millis(10));
+/// for long. Whoever asks for that has just forked: making a VM holds up whoever
+/// maps memory or faults in this process, so parent and child get a
+/// millisecond first. And it stays up for a while after each job: waking it would be
+/// half of what a fork from a pool costs.
+static BUILDER: Worker = Worker {
+    name: "vm-builder",
+    delay: Duration::from_millis(1),
+    stays_up: Duration::from_millis(10),
+    queue: OnceLock::new(),
+};
 
 /// Does what may take minutes, because it takes pauses.
-static SLOW: Worker = Worker::new("vm-slow", Duration::ZERO);
+static SLOW: Worker = Worker::new("vm-slow");
 
 /// Copies what snapshots show in pieces. Not the thread above, which may take
 /// minutes while forks pay for every piece.
-static FLATTENER: Worker = Worker::new("vm-flattener", Duration::ZERO);
+static FLATTENER: Worker = Worker::new("vm-flattener");
 
 /// A thread that does jobs in order.
 struct Worker {
     name: &'static str,
+    /// How long a job waits at least.
+    delay: Duration,
     /// How long it looks for jobs now and then before it waits to be woken.
     stays_up: Duration,
-    queue: OnceLock<Option<Mutex<Sender<Job>>>>,
+    queue: OnceLock<Option<Mutex<Sender<Queued>>>>,
+}
+
+/// A job, and when it may be done.
+struct Queued {
+    due: Instant,
+    job: Job,
 }
 
 impl Worker {
-    const fn new(name: &'static str, stays_up: Duration) -> Self {
+    const fn new(name: &'static str) -> Self {
         Self {
             name,
-            stays_up,
+            delay: Duration::ZERO,
+            stays_up: Duration::ZERO,
             queue: OnceLock::new(),
         }
     }
 
-    fn next(&self, jobs: &Receiver<Job>) -> Option<Job> {
+    fn next(&self, jobs: &Receiver<Queued>) -> Option<Queued> {
         let done = Instant::now();
         while done.elapsed() < self.stays_up {
             if let Ok(job) = jobs.try_recv() {
@@ -56,10 +72,11 @@ impl Worker {
     /// Queues a job; gives it back if the host has no thread for it.
     fn queue(&'static self, job: Job) -> Result<(), Job> {
         let start = || {
-            let (queue, jobs) = channel::<Job>();
+            let (queue, jobs) = channel::<Queued>();
             let thread = std::thread::Builder::new().name(self.name.into());
             let started = thread.spawn(move || {
-                while let Some(job) = self.next(&jobs) {
+                while let Some(Queued { due, job }) = self.next(&jobs) {
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
                     job();
                 }
             });
@@ -68,16 +85,17 @@ impl Worker {
         match self.queue.get_or_init(start) {
             Some(queue) => {
                 let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
-                queue.send(job).map_err(|returned| returned.0)
+                let due = Instant::now() + self.delay;
+                let sent = queue.send(Queued { due, job });
+                sent.map_err(|returned| returned.0.job)
             }
             None => Err(job),
         }
     }
 }
 
-/// Between two looks for jobs of a worker that stays up. Whoever has just
-/// queued one has the host's cores to themselves for as long.
-const NAP: Duration = Duration::from_micros(200);
+/// Between two looks for jobs of a worker that stays up.
+const NAP: Duration = Duration::from_micros(500);
 
 /// How many wait for remains to be gone. The reaper takes no pauses then.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
