@@ -21,7 +21,7 @@ use std::sync::Arc;
 use crate::blank_window::BlankWindow;
 use crate::copies::Copies;
 use crate::error::MemoryError;
-use crate::frame::{FrameSet, Stock, private_frame};
+use crate::frame::{Arena, FrameSet, Stock, private_frame};
 use crate::layout::PageIdx;
 use crate::precopy::{self, Precopy};
 use crate::room;
@@ -178,24 +178,12 @@ pub(crate) fn freeze(
         return Ok((state.tree.freeze(leaf), Some(left)));
     }
     settle_leaf(state, pagemap, leaf)?;
-    let known = &prepared.found.copies;
-    reserve_copies(state, leaf, known)?;
-    let window = &state.leaves[&leaf].window;
-    let copied = prepared.copied(pagemap, window);
+    reserve_copies(state, leaf, &prepared.found.copies)?;
+    let window = Arc::clone(&state.leaves[&leaf].window);
+    let copied = prepared.copied(pagemap, &window);
     let is_copied = |at: usize| copied.get(at).is_some_and(|copied| *copied);
-    let plan = look_at_all(state, leaf, known, is_copied)?;
-    let (nr_still, still) = plan.still_known(known.len());
-    let read = |page: &PageIdx| window.page(*page).read();
-    let others = room::collect(plan.copies[nr_still..].iter().map(read))?;
-    for (at, page) in still.clone().zip(&plan.copies) {
-        if !is_copied(at) {
-            prepared.stock.fill(at, read(page));
-        }
-    }
-    let stock = &mut prepared.stock;
-    let (frames, others) = state.arena.store_in(stock, known.len(), &others)?;
-    let frame_at = |at: usize| frames.start + at as u64;
-    let stored = still.map(frame_at).chain(others);
+    let plan = look_at_all(state, leaf, &prepared.found.copies, is_copied)?;
+    let (stored, unused) = store(&mut state.arena, &window, prepared, &plan, is_copied)?;
 
     // From here on nothing fails. What was staged is right if only the guest has
     // changed anything since, and nothing that it maps has been given back.
@@ -204,10 +192,6 @@ pub(crate) fn freeze(
     let staged = staged.filter(|_| prepared.as_of == as_of);
     let found = std::mem::take(&mut prepared.found);
     prepared.window = None;
-    let mut unused = FrameSet::default();
-    for at in &plan.outdated {
-        unused.add_run(frame_at(*at)..frame_at(at + 1));
-    }
     state.note_zeros(leaf, plan.nr_zero());
     state.tree.fill_as_planned(leaf, &plan, stored.clone());
     let layer = state.tree.freeze(leaf);
@@ -222,6 +206,34 @@ pub(crate) fn freeze(
     let left = std::mem::replace(at_leaf, next);
     let tracking = prepared.ahead.take().map(Precopy::into_tracking);
     Ok((layer, Some(RetiredWindow::new(left.window, tracking))))
+}
+
+/// Puts what is to be copied of `window` into frames, but for what is there: each
+/// page that was found into the one that it was given then. Returns the frames in
+/// the order of the copies, and those that were given to pages which need none.
+fn store<'plan, F: Fn(usize) -> bool>(
+    arena: &mut Arena,
+    window: &Window,
+    prepared: &mut Prepared,
+    plan: &'plan FreezePlan,
+    is_copied: F,
+) -> Result<(impl Iterator<Item = u64> + Clone + use<'plan, F>, FrameSet), MemoryError> {
+    let nr_known = prepared.found.copies.len();
+    let (nr_still, still) = plan.still_known(nr_known);
+    let read = |page: &PageIdx| window.page(*page).read();
+    let others = room::collect(plan.copies[nr_still..].iter().map(read))?;
+    for (at, page) in still.clone().zip(&plan.copies) {
+        if !is_copied(at) {
+            prepared.stock.fill(at, read(page));
+        }
+    }
+    let (frames, others) = arena.store_in(&mut prepared.stock, nr_known, &others)?;
+    let frame_at = move |at: usize| frames.start + at as u64;
+    let mut unused = FrameSet::default();
+    for at in &plan.outdated {
+        unused.add_run(frame_at(*at)..frame_at(at + 1));
+    }
+    Ok((still.map(frame_at).chain(others), unused))
 }
 
 /// The private pages of a leaf are copies now.
