@@ -267,6 +267,7 @@ fn a_fork_that_the_limit_has_no_room_for_is_refused_and_changes_nothing() {
     }
     assert_eq!(everything(&child), before, "not one of them is left");
     drop(snapshot);
+    root.vm.set_family_limits(Limits::NONE).unwrap(); // or it would be stopped
     child.fill(Worker::memory(), 2048, 7);
     root.vm.tree().reclaim().unwrap();
     let room = root.vm.tree().committed_bytes().unwrap() + MIB;
