@@ -65,7 +65,7 @@ fn a_template_goes_into_huge_pages_and_stays_what_it_was() {
             return;
         }
         last = huge;
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100)); // it takes pauses itself
     };
     let (again, known) = read_all(&before);
     assert_eq!(again, wanted);
@@ -95,6 +95,7 @@ fn a_snapshot_forked_when_it_is_no_longer_new_is_a_template() {
         vm: snapshot.fork().unwrap(),
     };
     drop(fork());
+    // A snapshot is new for a second.
     std::thread::sleep(Duration::from_millis(1200));
     let wanted = read_all(&worker).0;
     assert_eq!(huge_pages(&worker.vm), 0, "it was new when it was forked");
@@ -104,7 +105,7 @@ fn a_snapshot_forked_when_it_is_no_longer_new_is_a_template() {
         if huge_pages(&child.vm) > 0 {
             return;
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20)); // until it has been done
     }
     eprintln!("\n*** this host does not collapse files into huge pages\n");
 }
@@ -116,6 +117,7 @@ fn a_family_that_does_not_want_huge_pages_gets_none() {
     };
     let snapshot = worker.vm.snapshot().unwrap();
     snapshot.keep_warm(1);
+    // By then others have some. A slow host only notices less.
     std::thread::sleep(Duration::from_millis(1500));
     let child = Worker {
         vm: snapshot.fork().unwrap(),

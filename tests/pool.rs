@@ -106,11 +106,11 @@ fn a_timer_that_was_running_goes_on_in_a_fork_that_has_waited() {
     let Some(host) = kvm() else { return };
     let parent = builder(&host, Guest::Timer).build().unwrap();
     parent.resume().unwrap();
-    std::thread::sleep(Duration::from_millis(5));
+    std::thread::sleep(Duration::from_millis(5)); // its timer is running, most likely
     let snapshot = parent.snapshot().unwrap();
     snapshot.keep_warm(2);
     snapshot.wait_warm().unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    std::thread::sleep(Duration::from_millis(20)); // they wait: what is tested
     for _ in 0..4 {
         let child = snapshot.fork().unwrap();
         assert_eq!(run_to_end(&child), Event::Exited(0));
@@ -139,7 +139,7 @@ fn the_clock_of_a_fork_does_not_count_how_long_it_has_waited() {
     let until_snapshot = begun.elapsed();
     snapshot.keep_warm(1);
     snapshot.wait_warm().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300)); // it waits: what is tested
     assert_eq!(snapshot.warm(), 1);
     let asked = Instant::now();
     let child = snapshot.fork().unwrap();

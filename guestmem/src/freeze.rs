@@ -178,7 +178,10 @@ pub(crate) fn freeze(
         return Ok((state.tree.freeze(leaf), Some(left)));
     }
     settle_leaf(state, pagemap, leaf)?;
-    reserve_copies(state, leaf, &prepared.found.copies)?;
+    // Who else has changed anything may have taken what was reserved.
+    let is_as_found = state.leaves[&leaf].edits == prepared.as_of.0;
+    let reserved = is_as_found.then_some(prepared.found.copies.as_slice());
+    reserve_copies(state, leaf, reserved.unwrap_or_default())?;
     let window = Arc::clone(&state.leaves[&leaf].window);
     let copied = prepared.copied(pagemap, &window);
     let is_copied = |at: usize| copied.get(at).is_some_and(|copied| *copied);

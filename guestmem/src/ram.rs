@@ -298,8 +298,9 @@ impl Ram {
 /// not in the pause.
 #[derive(Debug)]
 pub struct PreparedFreeze {
-    claim: Arc<LeafClaim>,
     prepared: Prepared,
+    /// Goes last: windows go before the frames that they show.
+    claim: Arc<LeafClaim>,
 }
 
 impl PreparedFreeze {

@@ -410,6 +410,16 @@ fn a_freeze_is_refused_or_done() {
     };
     let limits = (NOT_HANDLES, Leaves::Unstaged);
     fails_cleanly(limits, in_a_staged_window, freeze, check);
+    let after_a_reset = |life: &mut Life| {
+        let prepared = prepare(life);
+        let below = life.second.take().unwrap();
+        life.child().reset(&below).unwrap();
+        life.second = Some(below);
+        write(life.child(), 5, of_child);
+        prepared
+    };
+    let limits = (NOT_HANDLES, Leaves::Contents);
+    fails_cleanly(limits, after_a_reset, freeze, check);
 }
 
 #[test]

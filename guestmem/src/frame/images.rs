@@ -61,7 +61,7 @@ impl Image {
     }
 }
 
-/// Whoever has mapped an image holds one.
+/// Whoever has mapped an image, or plans to, holds one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ImagePin(Arc<()>);
 
@@ -130,10 +130,11 @@ impl Images {
         }
     }
 
-    /// Whether `numbers` lie in one image and none of them is held.
+    /// Whether `numbers` lie in one image that is filled, and none of them is held.
     pub(crate) fn read_zero(&self, numbers: &Range<u64>) -> bool {
         let before = self.by_start.at_or_before(&numbers.start);
-        let Some((start, image)) = before.filter(|(_, image)| numbers.end <= image.end) else {
+        let reached = before.filter(|(_, image)| numbers.end <= image.end && !image.is_draft);
+        let Some((start, image)) = reached else {
             return false;
         };
         let (from, to) = (numbers.start - start, numbers.end - start);
@@ -278,6 +279,8 @@ mod tests {
         images.begin(1000..1200).unwrap();
         assert_eq!(images.take_idle(), None);
         assert_eq!((images.ranges().count(), images.filled().count()), (1, 0));
+        // What lies in it already is not known here.
+        assert!(!images.read_zero(&(1000..1200)));
         images.give_up(1000);
         assert_eq!(images.ranges().count(), 0);
     }
